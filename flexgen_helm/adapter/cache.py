@@ -22,7 +22,7 @@ from flexgen_helm.adapter.responses import Response
 
 CacheKey = dict[str, Any]
 
-REVISION = 1
+REVISION = 2
 """Raised by whoever changes what the engine computes, so that older answers are not found."""
 
 

@@ -161,6 +161,10 @@ def _statistics(
     return RequestStatistics(
         num_prompt_tokens=num_prompt,
         num_generated_tokens=num_generated,
+        computed_prompt_tokens=num_prompt,
+        padding_rows=0,
+        decode_rows=max(0, num_generated - 1),
+        decode_products=max(0, num_generated - 1) / effective_batch,
         prefill_s=num_prompt * SECONDS_PER_TOKEN,
         decode_s=num_generated * SECONDS_PER_TOKEN,
         effective_batch=effective_batch,

@@ -125,7 +125,12 @@ class BlockExecutor:
         while jobs:
             live = [s for job in jobs for s in job.sequences if not s.finished]
             start_s = time.perf_counter()
-            self._decode_token(_repack(live, self._policy.micro_batch_size))
+            micro_batches = _repack(live, self._policy.micro_batch_size)
+            self._decode_token(micro_batches)
+            for sequences in micro_batches:
+                for sequence in sequences:
+                    sequence.decode_rows += 1
+                    sequence.decode_products += 1 / len(sequences)
             seconds = (time.perf_counter() - start_s) / len(live)
             for sequence in live:
                 sequence.decode_s += seconds

@@ -56,6 +56,10 @@ class Job:
             statistics=RequestStatistics(
                 num_prompt_tokens=self.prompt_len,
                 num_generated_tokens=sum(len(s.generated) for s in self.sequences),
+                computed_prompt_tokens=self.prompt_len,
+                padding_rows=0,
+                decode_rows=sum(s.decode_rows for s in self.sequences),
+                decode_products=sum(s.decode_products for s in self.sequences),
                 prefill_s=self.prefill_s,
                 decode_s=sum(s.decode_s for s in self.sequences),
                 effective_batch=effective_batch,

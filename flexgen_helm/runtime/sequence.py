@@ -30,6 +30,8 @@ class Sequence:
     ) -> None:
         self.cache: KVCache | None = None
         self.decode_s = 0.0
+        self.decode_rows = 0
+        self.decode_products = 0.0
         self.generated: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._request = request

@@ -123,6 +123,20 @@ class RequestStatistics:
     num_generated_tokens: int
     """Tokens sampled over all completions, stop and EOS tokens included."""
 
+    computed_prompt_tokens: float
+    """Prompt tokens computed for it. A token that was computed once for several requests counts
+    in equal shares, so that the sum over requests is what the model computed."""
+
+    padding_rows: float
+    """Its share of the rows of matrix products with weights that held no token."""
+
+    decode_rows: int
+    """Rows of such matrix products that its completions took in decode: one a token and pass."""
+
+    decode_products: float
+    """Its share of these matrix products, per linear layer: 1/n for each of n rows of a product,
+    so that rows over products is the mean number of rows."""
+
     prefill_s: float
     """This request's share of prefill time."""
 

@@ -32,6 +32,19 @@ class RunRecord:
     generated_tokens: int
     """Tokens generated over all completions."""
 
+    computed_prompt_tokens: float
+    """Prompt tokens the model computed for the run, each counted once however many requests share
+    it; one shared with another run counts in part."""
+
+    padding_rows: float
+    """Rows of matrix products with weights that held no token."""
+
+    decode_rows: int
+    """Rows of such matrix products in decode, per linear layer."""
+
+    decode_products: float
+    """Number of these matrix products; one shared with another run counts in part."""
+
     effective_batch: float
     """Mean over requests of the sequences in the block that served them."""
 
@@ -65,6 +78,10 @@ class RunRecord:
             requests=len(statistics),
             prompt_tokens=sum(s.num_prompt_tokens for s in statistics),
             generated_tokens=sum(s.num_generated_tokens for s in statistics),
+            computed_prompt_tokens=sum(s.computed_prompt_tokens for s in statistics),
+            padding_rows=sum(s.padding_rows for s in statistics),
+            decode_rows=sum(s.decode_rows for s in statistics),
+            decode_products=sum(s.decode_products for s in statistics),
             effective_batch=sum(s.effective_batch for s in statistics) / len(statistics),
             prefill_s=sum(s.prefill_s for s in statistics),
             decode_s=sum(s.decode_s for s in statistics),
@@ -78,6 +95,16 @@ class RunRecord:
         """Generated tokens per second of prefill and decode; 0 where nothing was generated."""
         seconds = self.prefill_s + self.decode_s
         return self.generated_tokens / seconds if seconds > 0 else 0.0
+
+    @property
+    def unique_ratio(self) -> float:
+        """Prompt tokens computed over prompt tokens requested."""
+        return self.computed_prompt_tokens / self.prompt_tokens
+
+    @property
+    def mean_decode_rows(self) -> float | None:
+        """Mean rows of a matrix product in decode; `None` where nothing was decoded."""
+        return self.decode_rows / self.decode_products if self.decode_products else None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
