@@ -11,6 +11,7 @@
     ├── NumericsError                the model computed NaN
     ├── EngineClosedError            a request reached an engine that is shut down
     ├── CommandError                 a command started by this one failed
+    ├── BenchmarkError               a benchmark lacks data, or has a setting that does not exist
     └── TablesError                  run directories that hold nothing to tabulate
 
 A message names the offending value, the limit it broke and the remedy. None of these goes away
@@ -60,6 +61,10 @@ class EngineClosedError(FlexGenError):
 
 class CommandError(FlexGenError):
     """A command this one started ended with an error."""
+
+
+class BenchmarkError(FlexGenError):
+    """A benchmark cannot be run as asked."""
 
 
 class TablesError(FlexGenError):

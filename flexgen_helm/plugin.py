@@ -14,6 +14,7 @@ What ``prod_env/*.yaml`` registered before (HELM reads it first) is left as it i
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from helm.benchmark import model_deployment_registry as deployments
 from helm.benchmark import model_metadata_registry as metadata
 from helm.benchmark import tokenizer_config_registry as tokenizers
 
+from flexgen_helm.adapter import run_specs  # noqa: F401 - importing it registers run entries
+from flexgen_helm.adapter.engine_process import ENGINE_PROCESS, wants_engine
 from flexgen_helm.errors import DeploymentError, UnsupportedModelError
 from flexgen_helm.specs.catalog import (
     COMPRESSION_SETTINGS,
@@ -208,6 +211,8 @@ def registered_names() -> list[str]:
     ]
 
 
+if wants_engine(sys.argv):
+    ENGINE_PROCESS.start()  # helm-run itself takes seconds from here to where it is needed
 deployments.model_deployment_generator(PREFIX)(generate_deployment)
 tokenizers.tokenizer_config_generator(PREFIX)(generate_tokenizer)
 for _name in registered_names():

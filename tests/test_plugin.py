@@ -44,6 +44,18 @@ print([name for name in ("torch", "transformers", "numba", "cvxpy") if name in s
     assert output.strip().splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("runner", ["flexgen_helm.FlexGenRunner", "other.Runner"])
+def test_torch_is_on_its_way_once_our_runner_is_asked_for(runner):
+    script = """
+import flexgen_helm.plugin
+from flexgen_helm.adapter.engine_process import ENGINE_PROCESS
+print(ENGINE_PROCESS.started)
+"""
+    command = [sys.executable, "-c", script, "--runner-class-name", runner]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert output.strip() == str(runner.startswith("flexgen_helm"))
+
+
 def test_every_known_model_is_registered_with_every_setting():
     names = plugin.registered_names()
     assert len(names) == len(set(names)) == len(KNOWN_MODELS) * 25

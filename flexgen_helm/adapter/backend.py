@@ -1,7 +1,8 @@
 """The seam between HELM and whatever computes: what an engine must do, and how one is made.
 
-Two backends implement it: `runtime_backend.RuntimeBackend`, which runs models, and
-`fake.FakeBackend`, which makes results up. A deployment names its backend by class path, so that a
+Three backends implement it: `runtime_backend.RuntimeBackend`, which runs models,
+`engine_process.ProcessBackend`, which has it do so in another process, and `fake.FakeBackend`,
+which makes results up. A deployment names its backend by class path, so that a
 test, or a user's `prod_env`, can choose another.
 """
 
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
 
-DEFAULT_BACKEND = "flexgen_helm.adapter.runtime_backend.RuntimeBackend"
+DEFAULT_BACKEND = "flexgen_helm.adapter.engine_process.ProcessBackend"
 
 OnResult = Callable[[int, GenerationResult], None]
 """Called with the index of a request and its result."""

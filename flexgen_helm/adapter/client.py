@@ -8,7 +8,6 @@ from helm.clients.client import CachingClient
 from helm.common.cache import KeyValueStoreCacheConfig
 from helm.common.hierarchical_logger import hlog
 from helm.common.request import Request, RequestResult
-from helm.tokenizers.huggingface_tokenizer import HuggingFaceTokenizer
 
 from flexgen_helm.adapter.backend import DEFAULT_BACKEND, EngineSettings
 from flexgen_helm.adapter.cache import CacheKey, ResponseCache, cache_key
@@ -23,6 +22,7 @@ from flexgen_helm.adapter.engines import ENGINES
 from flexgen_helm.adapter.preparation import Answers, Deployed, prepare
 from flexgen_helm.adapter.prompts import encode_prompt
 from flexgen_helm.adapter.responses import Response
+from flexgen_helm.adapter.tokenizer import FlexGenTokenizer
 from flexgen_helm.errors import FlexGenError
 
 ADVICE = (
@@ -38,7 +38,7 @@ class FlexGenClient(CachingClient):
     def __init__(
         self,
         cache_config: KeyValueStoreCacheConfig,
-        tokenizer: HuggingFaceTokenizer,
+        tokenizer: FlexGenTokenizer,
         checkpoint: str,
         compression: str = "none",
         dtype: str = "auto",
@@ -115,8 +115,12 @@ class FlexGenClient(CachingClient):
 
     def job(self, request: Request) -> Job:
         """Return what the engine has to compute for a request."""
-        with self._tokenizer.get_wrapped_tokenizer() as tokenizer:
-            prompt = encode_prompt(request.prompt, tokenizer, start_token=self._start_token)
+        prompt = encode_prompt(
+            request.prompt,
+            self._tokenizer.text_tokenizer,
+            start_token=self._start_token,
+            shares=request.echo_prompt,
+        )
         return Job(prompt=prompt, request=to_generation_request(request, prompt))
 
     def responses(self, requests: Sequence[Request]) -> list[Response]:

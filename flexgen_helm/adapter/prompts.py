@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
+from flexgen_helm.adapter.text_tokenizer import TextTokenizer
 from flexgen_helm.errors import InvalidRequestError
 
 
@@ -19,28 +19,30 @@ class EncodedPrompt:
 
     texts: tuple[str, ...]
     """Share each token has in the prompt's text; a BOS token that the text does not spell out has
-    none, so there is either one per token or one fewer."""
+    none, so there is either one per token or one fewer. Empty where nobody wants them."""
 
 
-def encode_prompt(text: str, tokenizer: Any, *, start_token: str | None = None) -> EncodedPrompt:
+def encode_prompt(
+    text: str, tokenizer: TextTokenizer, *, start_token: str | None = None, shares: bool = True
+) -> EncodedPrompt:
     """Tokenize a prompt and begin it with the BOS token, unless its text does already.
 
     HELM's language modeling writes the BOS into the prompt; all other prompts lack it.
 
     Args:
         text: the prompt, in which special tokens count as such.
-        tokenizer: a fast transformers tokenizer.
+        tokenizer: the checkpoint's.
         start_token: what an empty prompt consists of for a tokenizer without BOS token.
+        shares: whether to find the tokens' texts; the ids alone are often known already.
 
     Raises:
         InvalidRequestError: an empty prompt, and no token to begin a text with.
     """
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = tuple(encoding["input_ids"])
-    texts = _shares(text, [end for _, end in encoding["offset_mapping"]])
+    ids = tuple(tokenizer.ids(text))
+    texts = _shares(text, [end for _, end in tokenizer.encode(text).offsets]) if shares else ()
     bos = tokenizer.bos_token or ("" if text else start_token)
     if bos and not text.startswith(bos):
-        ids = (tokenizer.convert_tokens_to_ids(bos), *ids)
+        ids = (tokenizer.token_id(bos), *ids)
     if not ids:
         raise InvalidRequestError(
             "prompt='' has no token, at least 1 is needed, and the tokenizer has no token to begin"

@@ -1,22 +1,25 @@
 """A HELM runner that computes the requests of a whole suite together.
 
 HELM's runner takes one run at a time from scenario to scores, so its clients see the requests of
-one run, a few at a time. This one goes through the suite twice. The first time every run is ended
-when its requests are known. They are then computed, all those of a deployment at once. The second
-time is HELM's own, undisturbed: its clients find every answer waiting.
+one run, a few at a time. This one begins every run and parks it when its requests are known. They
+are then computed, all those of a deployment at once. Then HELM goes through the suite as it always
+does, except that a parked run is carried on from where it is: its requests find their answers
+waiting.
 
-The price is that instances and prompts are made twice. What it buys: HELM's code runs as it is,
-in the order it always does and with the random state it would have; of a run that waits only its
-requests are in memory; and where the second pass, for whatever reason, makes a request the first
-did not, the client computes it as it does without this runner.
+HELM's code runs as it is. Where parking would show, the run is left to HELM from its beginning:
+if it would begin with other random numbers at its turn than it did (metrics before it drew some),
+if it fails (some code wants the main thread; and an error must be raised at the run's turn), if
+there are too many to keep. Its answers are waiting all the same, and a request that nobody
+foresaw is computed by the client as it is without this runner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from helm.benchmark import runner as helm_runner
 from helm.benchmark.adaptation.scenario_state import ScenarioState
 from helm.benchmark.model_deployment_registry import get_model_deployment
 from helm.benchmark.run_spec import RunSpec
@@ -27,13 +30,20 @@ from helm.common.object_spec import get_class_by_name
 from helm.common.request import Request
 
 from flexgen_helm.adapter.client import FlexGenClient
+from flexgen_helm.adapter.early_imports import import_metrics
+from flexgen_helm.adapter.engine_process import ENGINE_PROCESS
 from flexgen_helm.adapter.engines import ENGINES
-from flexgen_helm.adapter.executors import Gathered, HookedExecutor, preserved_random_state
-from flexgen_helm.adapter.offline import bound_downloads
+from flexgen_helm.adapter.executors import HookedExecutor
+from flexgen_helm.adapter.garbage import rare_collections
+from flexgen_helm.adapter.parking import ParkableWork
+from flexgen_helm.adapter.random_state import RandomState
 from flexgen_helm.adapter.run_files import write_run_record
 
 Suite = dict[str, list[Request]]
 """Requests by deployment, in the order in which HELM makes them."""
+
+MAX_PARKED = 64
+"""A parked run keeps its instances and prompts in memory, some 10 MB, and a thread."""
 
 
 class FlexGenRunner(Runner):
@@ -44,7 +54,7 @@ class FlexGenRunner(Runner):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.executor = HookedExecutor(self.executor)
-        bound_downloads()
+        self._parked: dict[str, ParkableWork] = {}
 
     def run_all(self, run_specs: list[RunSpec]) -> None:
         """Run all runs, as HELM does, after computing their requests.
@@ -53,12 +63,35 @@ class FlexGenRunner(Runner):
             RunnerError: some runs failed; the others are complete.
             Exception: with ``--exit-on-error``, what the first failing run raised.
         """
-        if self._executes_here():
-            self._prepare(self._gather(run_specs))
-        super().run_all(run_specs)
+        ours = [spec for spec in run_specs if is_ours(spec)]
+        if ours:
+            ENGINE_PROCESS.start()  # it takes seconds; meanwhile:
+        with rare_collections():
+            import_metrics(run_specs)
+            try:
+                if self._executes_here():
+                    self._prepare(self._gather(ours))
+                super().run_all(run_specs)
+            finally:
+                self._abandon_parked()
 
     def run_one(self, run_spec: RunSpec) -> None:
-        """Run one run, and write what it cost beside HELM's files."""
+        """Run one run, from where it is parked if it is."""
+        parked = self._parked.pop(run_spec.name, None)
+        if parked is None or not self._finish(run_spec, parked):
+            self._run_from_start(run_spec)
+
+    def _finish(self, run_spec: RunSpec, parked: ParkableWork) -> bool:
+        """Carry a parked run on to its end; whether it got there."""
+        # HELM set it when the run began, and the runs that began after it overwrote it.
+        helm_runner._CURRENT_RUN_SPEC_NAME = run_spec.name
+        if not (finished := parked.finish()):
+            reason = parked.error or "other random numbers have been drawn since"
+            hlog(f"Running {run_spec.name} from its start: {reason}")
+        return finished
+
+    def _run_from_start(self, run_spec: RunSpec) -> None:
+        """Run one run as HELM does, and write what it cost beside HELM's files."""
 
         def write_record(scenario_state: ScenarioState) -> None:
             responses = self._responses(run_spec, scenario_state)
@@ -75,36 +108,45 @@ class FlexGenRunner(Runner):
         return not skips and isinstance(self.executor.context, LocalContext)
 
     def _gather(self, run_specs: Sequence[RunSpec]) -> Suite:
-        """First pass: the requests of all runs that use one of our deployments."""
+        """Begin runs of our deployments, and return their requests."""
         suite: Suite = {}
+        start, stock = RandomState.current(), self.executor.before
+        try:
+            for run_spec in _first_of_each_name(run_specs):
+                if not self._begin(run_spec, suite) and self.exit_on_error:
+                    break
+        finally:
+            self.executor.before = stock
+            start.restore()
+        return suite
+
+    def _begin(self, run_spec: RunSpec, suite: Suite) -> bool:
+        """Run one run until its requests are known; whether it got that far."""
 
         def gather(scenario_state: ScenarioState) -> None:
             for state in scenario_state.request_states:
                 suite.setdefault(state.request.model_deployment, []).append(state.request)
-            raise Gathered
+            run.park()
 
-        ours = [spec for spec in run_specs if is_ours(spec.adapter_spec.model_deployment)]
-        self.executor.before, stock = gather, self.executor.before
-        try:
-            with preserved_random_state():
-                for run_spec in ours:
-                    if not self._gather_one(run_spec) and self.exit_on_error:
-                        break
-        finally:
-            self.executor.before = stock
-        return suite
+        run = ParkableWork(lambda: self._run_from_start(run_spec))
+        self.executor.before = gather
+        with htrack_block(f"Gathering the requests of {run_spec.name}"):
+            run.begin()
+        if run.error is not None:  # it will fail again, and be reported, when its turn comes
+            hlog(f"No requests of {run_spec.name}: {run.error}")
+        elif run.parked:
+            self._keep(run_spec, run)
+        return run.error is None
 
-    def _gather_one(self, run_spec: RunSpec) -> bool:
-        """Run one run until its requests are known; whether it got that far."""
-        try:
-            with htrack_block(f"Gathering the requests of {run_spec.name}"):
-                super().run_one(run_spec)
-        except Gathered:
-            return True
-        except Exception as error:  # it will fail again, and be reported, when its turn comes
-            hlog(f"No requests of {run_spec.name}: {error}")
-            return False
-        return True
+    def _keep(self, run_spec: RunSpec, run: ParkableWork) -> None:
+        if len(self._parked) < MAX_PARKED:
+            self._parked[run_spec.name] = run
+        else:
+            run.abandon()
+
+    def _abandon_parked(self) -> None:
+        while self._parked:
+            self._parked.popitem()[1].abandon()
 
     def _prepare(self, suite: Suite) -> None:
         """Compute the requests of one deployment after the other."""
@@ -113,10 +155,11 @@ class FlexGenRunner(Runner):
                 complete = self._client(deployment).prepare(requests, name=deployment)
             if self.exit_on_error and not complete:
                 break
-        ENGINES.close_engine()  # metrics may bring models of their own
+        ENGINES.close_engine()
+        ENGINE_PROCESS.stop()  # metrics may bring models of their own, and want all of the memory
 
     def _responses(self, run_spec: RunSpec, scenario_state: ScenarioState) -> list[dict[str, Any]]:
-        if not self._executes_here() or not is_ours(run_spec.adapter_spec.model_deployment):
+        if not self._executes_here() or not is_ours(run_spec):
             return []
         requests = [state.request for state in scenario_state.request_states]
         return self._client(run_spec.adapter_spec.model_deployment).responses(requests)
@@ -127,7 +170,19 @@ class FlexGenRunner(Runner):
         return client
 
 
-def is_ours(deployment: str) -> bool:
-    """Whether a deployment is served by our client."""
-    class_name = get_model_deployment(deployment).client_spec.class_name
-    return issubclass(get_class_by_name(class_name), FlexGenClient)
+def is_ours(run_spec: RunSpec) -> bool:
+    """Whether the deployment of a run is served by our client."""
+    try:
+        deployment = get_model_deployment(run_spec.adapter_spec.model_deployment)
+        client_class = get_class_by_name(deployment.client_spec.class_name)
+    except Exception:  # unknown, or it needs a package that is not there: HELM will say so
+        return False
+    return issubclass(client_class, FlexGenClient)
+
+
+def _first_of_each_name(run_specs: Iterable[RunSpec]) -> Iterable[RunSpec]:
+    """Leave out runs that write the same files as one before: HELM may skip them by then."""
+    first: dict[str, RunSpec] = {}
+    for run_spec in run_specs:
+        first.setdefault(run_spec.name, run_spec)
+    return first.values()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flexgen_helm.adapter.backend import EngineSettings, GenerationEngine, Identity
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.policy import Policy
@@ -33,7 +35,7 @@ class RuntimeBackend:
 
 
 def _policy(settings: EngineSettings) -> Policy:
-    sizes = {
+    sizes: dict[str, Any] = {
         "micro_batch_size": settings.micro_batch_size,
         "num_micro_batches": settings.num_micro_batches,
     }

@@ -1,58 +1,128 @@
-"""Cutting pending requests into blocks of micro-batches: a pure function of their lengths."""
+"""Cutting pending requests into blocks that share prefixes and fit into the room there is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flexgen_helm.specs.policy import Policy
+from flexgen_helm.batching.prefix_tree import Order, prefix_order
 from flexgen_helm.specs.request import GenerationRequest
 
-MicroBatch = tuple[int, ...]
-"""Indices of requests computed together."""
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What a block may take, at most."""
+
+    sequences: int
+    """Sequences that decode."""
+
+    cached_tokens: int
+    """Tokens whose keys and values stay until their sequences have finished."""
+
+    prompt_tokens: int
+    """Prompt tokens to compute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What a request takes, beside its prompt."""
+
+    sequences: int
+    """Sequences that go on after their first token; 0 for a request that needs no KV cache."""
+
+    new_tokens: int
+    """Tokens that each of them may add to the KV cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Requests that one pass over the weights serves."""
+    """Consecutive positions, to be prefilled in one pass over the weights."""
 
-    micro_batches: tuple[MicroBatch, ...]
+    requests: tuple[int, ...]
+    """Index of the request at each position."""
 
-    @property
-    def requests(self) -> tuple[int, ...]:
-        """Indices of all its requests."""
-        return tuple(index for micro_batch in self.micro_batches for index in micro_batch)
+    shared: tuple[int, ...]
+    """Tokens each has in common with the one before it; the first, with the block before."""
+
+    keep: int
+    """Tokens the last one has in common with the next block's first."""
 
 
-def cut_blocks(requests: Sequence[GenerationRequest], policy: Policy) -> list[Block]:
-    """Divide requests into blocks of at most `policy.effective_batch` sequences.
+class PendingRequests:
+    """Requests in the order of their prefix tree, handed out block by block."""
 
-    Requests of like output and prompt length share a block, longest first: its sequences then
-    finish together, and the time left is over- rather than underestimated. A request counts one
-    sequence per completion; one with more completions than fit still gets a micro-batch, alone.
+    def __init__(
+        self,
+        requests: Sequence[GenerationRequest],
+        indices: Sequence[int],
+        demands: Sequence[Demand],
+        *,
+        share_prefixes: bool = True,
+    ) -> None:
+        """Arrange requests.
+
+        Args:
+            requests: all requests of a call.
+            indices: which of them these are.
+            demands: what each of `requests` takes.
+            share_prefixes: whether to look for common prefixes at all.
+        """
+        prompts = [requests[index].prompt_token_ids for index in indices]
+        order = prefix_order(prompts) if share_prefixes else _as_given(len(prompts))
+        self._indices = [indices[index] for index in order.indices]
+        self._shared = order.shared
+        self._demands = [demands[index] for index in self._indices]
+        self._prompt_lens = [len(prompts[index]) for index in order.indices]
+        self._next = 0
+
+    def __bool__(self) -> bool:
+        return self._next < len(self._indices)
+
+    def take(self, room: Room, *, at_least: int, min_kept: int) -> Block:
+        """Take the next block out: what fits, and `at_least` so many requests if there are.
+
+        What it has in common with the one after it is kept if that is at least `min_kept` tokens;
+        else each computes it.
+        """
+        start = self._next
+        end = cut(self._prompt_lens, self._shared, self._demands, start, room)
+        self._next = end = max(end, min(start + at_least, len(self._indices)))
+        return Block(
+            requests=tuple(self._indices[start:end]),
+            shared=tuple(self._shared[start:end]),
+            keep=self._shared[end] if self and self._shared[end] >= min_kept else 0,
+        )
+
+
+def cut(
+    prompt_lens: Sequence[int],
+    shared: Sequence[int],
+    demands: Sequence[Demand],
+    start: int,
+    room: Room,
+) -> int:
+    """Return the end of the block that begins at `start`: as many positions as fit.
+
+    A position adds the tokens it does not share with the one before it, which in this order are
+    those that no earlier one of the block has computed.
     """
-    order = sorted(
-        range(len(requests)),
-        key=lambda i: (-requests[i].sampling.max_tokens, -len(requests[i].prompt_token_ids), i),
-    )
-    sizes = [request.sampling.num_completions for request in requests]
-    micro_batches = list(_fill(order, sizes, policy.micro_batch_size))
-    step = policy.num_micro_batches
-    return [
-        Block(micro_batches=tuple(micro_batches[start : start + step]))
-        for start in range(0, len(micro_batches), step)
-    ]
+    sequences = cached_tokens = prompt_tokens = 0
+    for position in range(start, len(prompt_lens)):
+        demand = demands[position]
+        own_tokens = prompt_lens[position] - shared[position]
+        sequences += demand.sequences
+        prompt_tokens += own_tokens
+        if demand.sequences:
+            cached_tokens += own_tokens + demand.sequences * demand.new_tokens
+        fits = (
+            sequences <= room.sequences
+            and cached_tokens <= room.cached_tokens
+            and prompt_tokens <= room.prompt_tokens
+        )
+        if not fits:
+            return position
+    return len(prompt_lens)
 
 
-def _fill(order: Sequence[int], sizes: Sequence[int], capacity: int) -> Iterator[MicroBatch]:
-    """Consecutive items of `order` whose sizes sum to at most `capacity`, at least one each."""
-    batch: list[int] = []
-    used = 0
-    for index in order:
-        if batch and used + sizes[index] > capacity:
-            yield tuple(batch)
-            batch, used = [], 0
-        batch.append(index)
-        used += sizes[index]
-    if batch:
-        yield tuple(batch)
+def _as_given(count: int) -> Order:
+    return Order(list(range(count)), [0] * count)

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import yaml
+
+from flexgen_helm.adapter.engine_process import ENGINE_PROCESS, RUNNER, wants_engine
+from flexgen_helm.adapter.garbage import rare_collections
 from flexgen_helm.errors import FlexGenError
 
-RUNNER = "flexgen_helm.FlexGenRunner"
 RUNNER_FLAG = "--runner-class-name"
 NO_PREFIX = "\0"
 """An argument parser with this for a prefix takes every argument, flags too, as a plain one."""
@@ -30,17 +33,23 @@ def add_run_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParse
 
 def run_run(args: argparse.Namespace) -> int:
     """Carry out the command; 1 if runs failed."""
+    command = helm_command(args.helm_arguments)
+    print(f"Equivalent to: {shlex.join(command)}", flush=True)
+    if wants_engine(command):
+        ENGINE_PROCESS.start()  # it imports torch while this process imports HELM
+    with rare_collections(), _arguments(command), fast_yaml():
+        return _helm_run()
+
+
+def _helm_run() -> int:
     from helm.benchmark.run import main
     from helm.benchmark.runner import RunnerError
 
-    command = helm_command(args.helm_arguments)
-    print(f"Equivalent to: {shlex.join(command)}", flush=True)
-    with _arguments(command):
-        try:
-            main()
-        except (RunnerError, FlexGenError) as error:
-            print(f"flexgen-helm run: {error}", file=sys.stderr)
-            return 1
+    try:
+        main()
+    except (RunnerError, FlexGenError) as error:
+        print(f"flexgen-helm run: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -58,3 +67,19 @@ def _arguments(command: list[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = saved
+
+
+@contextmanager
+def fast_yaml() -> Iterator[None]:
+    """Let `yaml.safe_load` use libyaml, where PyYAML was built with it.
+
+    HELM reads 600 kB of YAML before it runs anything, a second's work for PyYAML's own parser and a
+    sixth of that for libyaml's, which yields the same. There is no other way to choose it for
+    somebody else's call.
+    """
+    saved = yaml.SafeLoader
+    yaml.SafeLoader = getattr(yaml, "CSafeLoader", saved)  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        yaml.SafeLoader = saved  # type: ignore[misc]

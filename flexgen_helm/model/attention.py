@@ -1,77 +1,161 @@
-"""Attention of packed sequences, exact, without padding.
+"""Exact attention in parts: over the keys a sequence shares with others, and over its own.
 
-Shape letters: n packed positions, s positions of one sequence, t cached positions, h heads,
-d head size, e model width (h * d). Queries come scaled by 1/sqrt(d).
+Each part comes with the log-sum-exp of its scores, which is all it takes to merge parts into what
+one softmax over all keys gives (Hydragen, arXiv 2402.05099; FlashAttention's online softmax).
+
+Shape letters: b sequences, s query positions, t cached positions, h heads, d head size, n packed
+positions. Queries come scaled by 1/sqrt(d).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from flexgen_helm.model.kv_cache import KeysValues
+CHUNK_SCORES = 6 << 20
+"""Scores computed at once; with their softmax they take twice 12 MB in bfloat16."""
+
+MIN_CHUNK_ROWS = 64
+"""Queries from which a product is worth its call."""
+
+SAMPLED_KEYS = 16
+"""Keys among which one with weight is looked for."""
 
 
-def prefill_attention(
-    queries: Tensor, new: KeysValues, lengths: Sequence[int], *, num_heads: int
-) -> Tensor:
-    """Causal attention of each sequence to itself.
+class Attended(NamedTuple):
+    """Values attended to, and how much there was to attend to."""
+
+    values: Tensor
+    """[..., h, d]"""
+
+    lse: Tensor
+    """Log-sum-exp of the scores [..., h], float32."""
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Attended:
+    """Attention of every query to every key or, if causal, to those at or before its position.
 
     Args:
-        queries: of all sequences one after another [n, e].
-        new: their keys and values, both [n, e].
-        lengths: positions of each sequence, summing to n.
-        num_heads: h.
+        queries: [b, s, h, d].
+        keys: [b, t, h, d]; t is s if causal.
+        values: [b, t, h, d].
+        causal: whether a query sees no later key.
 
     Returns:
-        [n, e].
+        values [b, s, h, d] and log-sum-exp [b, s, h].
     """
-    output = torch.empty_like(queries)
-    start = 0
-    for length in lengths:
-        rows = slice(start, start + length)
-        q, k, v = (_heads(x[rows], num_heads) for x in (queries, *new))
-        attended = F.scaled_dot_product_attention(
-            q[None], k[None], v[None], is_causal=True, scale=1.0
-        )
-        output[rows] = attended[0].transpose(0, 1).flatten(1)
-        start += length
-    return output
+    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [b, h, s or t, d]
+    if q.device.type == "cpu":
+        # In bfloat16 plain products are up to twice as fast as the fused kernel, in float32 not.
+        kernel = _by_products if q.dtype == torch.bfloat16 else _fused_on_cpu
+    else:
+        kernel = _fused_on_cuda
+    attended, lse = kernel(q, k, v, causal)
+    return Attended(attended.transpose(1, 2), lse.transpose(1, 2))
 
 
-def decode_attention(
-    queries: Tensor, pasts: Sequence[KeysValues], new: KeysValues, *, num_heads: int
-) -> Tensor:
+def _fused_on_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
+    attended = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, is_causal=causal, scale=1.0
+    )
+    return Attended(*attended)
+
+
+def _fused_on_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
+    attended, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        q, k, v, None, compute_log_sumexp=True, is_causal=causal, scale=1.0
+    )
+    return Attended(attended, lse[:, :, : q.shape[2]])  # its rows are padded to a multiple of 32
+
+
+def _by_products(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
+    """Attention as product, softmax and product, in chunks whose scores stay in the CPU's cache."""
+    b, h, s, d = q.shape
+    q, k, v = (x.reshape(b * h, -1, d) for x in (q, k, v))
+    step = max(MIN_CHUNK_ROWS, CHUNK_SCORES // (b * h * k.shape[1]))
+    attended, lses = [], []
+    for start in range(0, s, step):
+        stop = min(start + step, s)
+        seen = slice(0, stop if causal else None)
+        scores = torch.bmm(q[:, start:stop], k[:, seen].transpose(1, 2))
+        if causal:
+            scores += _future(start, stop, scores)
+        weights = scores.softmax(-1)
+        attended.append(torch.bmm(weights, v[:, seen]))
+        lses.append(_lse(scores, weights, start if causal else None))
+    return Attended(
+        torch.cat(attended, 1).view(b, h, s, d),
+        torch.cat(lses, 1).view(b, h, s),
+    )
+
+
+def _future(start: int, stop: int, like: Tensor) -> Tensor:
+    """Minus infinity where a query at `start` to `stop` must not look [s, t]."""
+    mask = torch.full((stop - start, stop), -torch.inf, dtype=like.dtype, device=like.device)
+    return mask.triu_(start + 1)
+
+
+def _lse(scores: Tensor, weights: Tensor, diagonal: int | None) -> Tensor:
+    """Log-sum-exp of each row of scores [..., s, t], whose softmax is known.
+
+    Any key will do, as a weight is exp(score - lse): that of the query itself or the heaviest of
+    the first few, which saves reading all scores again. Where these have no weight, the heaviest.
+    """
+    if diagonal is not None:
+        score, weight = (x.diagonal(diagonal, -2, -1) for x in (scores, weights))
+    else:
+        weight, index = weights[..., :SAMPLED_KEYS].max(-1)
+        score = scores.gather(-1, index[..., None])[..., 0]
+    if not weight.all():
+        weight, index = weights.max(-1)
+        score = scores.gather(-1, index[..., None])[..., 0]
+    return score.float() - weight.float().log()
+
+
+def attend_one(
+    queries: Tensor,
+    past_keys: Tensor,
+    past_values: Tensor,
+    mask: Tensor,
+    own: tuple[Tensor, Tensor],
+) -> Attended:
     """Attention of one new position per sequence to its cached past and to itself.
 
-    The new position's own keys and values take part as computed, not as the cache will store
-    them; past and own scores share one softmax, so nothing is concatenated but scores.
+    Two batched products: for a single query they are several times faster than fused kernels, which
+    are made for many. The new position's keys and values take part as computed, not as a compressed
+    cache will store them.
 
     Args:
-        queries: one row per sequence [b, e].
-        pasts: cached keys and values per sequence, both [t, e] with t differing between them.
-        new: keys and values of the new positions, both [b, e].
-        num_heads: h.
+        queries: [b, h, d].
+        past_keys: [b, h, t, d].
+        past_values: [b, h, t, d]; finite also where masked.
+        mask: where there is no past [b, t].
+        own: keys and values of the new positions, both [b, h, d].
 
     Returns:
-        [b, e].
+        values [b, h, d] and log-sum-exp [b, h].
     """
-    q = queries.unflatten(1, (num_heads, -1))  # [b, h, d]
-    own_k, own_v = (x.unflatten(1, (num_heads, -1)) for x in new)  # [b, h, d]
-    own_scores = (q * own_k).sum(-1, keepdim=True)  # [b, h, 1]
-    output = torch.empty_like(q)
-    for row, past in enumerate(pasts):
-        k, v = (_heads(x, num_heads) for x in past)  # [h, t, d]
-        past_scores = torch.bmm(k, q[row, :, :, None])[..., 0]  # [h, t]
-        weights = torch.cat([past_scores, own_scores[row]], dim=1).float().softmax(1).to(q.dtype)
-        attended = torch.bmm(weights[:, None, :-1], v)[:, 0]  # [h, d]
-        output[row] = attended + weights[:, -1:] * own_v[row]
-    return output.flatten(1)
+    b, h, t, _ = past_keys.shape
+    own_keys, own_values = own
+    past_scores = torch.bmm(
+        queries.reshape(b * h, 1, -1), past_keys.flatten(0, 1).transpose(1, 2)
+    ).view(b, h, t)
+    past_scores = past_scores.float().masked_fill_(mask[:, None], -torch.inf)
+    own_scores = (queries * own_keys).sum(-1, keepdim=True, dtype=torch.float32)  # [b, h, 1]
+    scores = torch.cat([past_scores, own_scores], dim=-1)
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse[..., None]).exp_().to(queries.dtype)
+    past = torch.bmm(weights[..., :t].reshape(b * h, 1, t), past_values.flatten(0, 1)).view_as(
+        queries
+    )
+    return Attended(torch.addcmul(past, weights[..., t:], own_values), lse)
 
 
-def _heads(rows: Tensor, num_heads: int) -> Tensor:
-    """[s, e] -> [h, s, d]."""
-    return rows.unflatten(1, (num_heads, -1)).transpose(0, 1)
+def merge_(total: Attended, rows: slice, part: Attended) -> None:
+    """Add to some rows of `total` what the same queries attended to elsewhere, in place."""
+    values, lse = total.values[rows], total.lse[rows]
+    share = torch.sigmoid(part.lse - lse)
+    values.lerp_(part.values, share[..., None].to(values.dtype))
+    torch.logaddexp(lse, part.lse, out=lse)

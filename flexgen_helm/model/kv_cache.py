@@ -1,11 +1,15 @@
-"""Keys and values of one sequence, the unit that is stored, moved and freed.
+"""Keys and values as they are stored: of a segment many sequences share, of sequences side by side.
 
-Shape letters: t cached positions, n packed positions, e model width.
+Each position is quantized on its own, along the width, so that a position once stored never
+changes, and reads the same wherever it is stored.
+
+Shape letters: b sequences, t cached positions, h heads, d head size, e model width, n rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,7 +20,7 @@ from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
 
 Rows = Tensor | QuantizedTensor
-"""Keys or values of some positions as stored: [..., e], plain or compressed."""
+"""Keys or values of some positions as stored: plain or compressed."""
 
 
 class KeysValues(NamedTuple):
@@ -25,108 +29,174 @@ class KeysValues(NamedTuple):
     keys: Tensor
     values: Tensor
 
+    def rows(self, rows: Tensor | slice) -> KeysValues:
+        return KeysValues(self.keys[rows], self.values[rows])
 
-class KVCache:
-    """Keys and values of one sequence over all layers, in the compute dtype or as packed codes.
 
-    Each position is quantized on its own, along the width, so that a position once stored never
-    changes.
+@dataclass(frozen=True, kw_only=True)
+class CacheFormat:
+    """How keys and values of a model are stored."""
 
-    Args:
-        storage: room for keys and values [2, layers, capacity, e].
-        dtype: what `read` returns.
-    """
+    spec: ModelSpec
+    compression: Compression
+    dtype: torch.dtype
+    """What they are computed in, and stored in if they are not compressed."""
 
-    def __init__(self, storage: Rows, dtype: torch.dtype) -> None:
-        self._storage = storage
-        self._dtype = dtype
-        _, num_layers, self._capacity = _tensors(storage)[0].shape[:3]
-        self._lengths = [0] * num_layers
+    device: torch.device
+
+    @property
+    def uncompressed(self) -> CacheFormat:
+        """The same without compression."""
+        none = Compression()
+        return CacheFormat(spec=self.spec, compression=none, dtype=self.dtype, device=self.device)
+
+    @property
+    def compressed(self) -> bool:
+        return self.compression.cache_bits is not None
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one position over all layers."""
+        return self.spec.cache_bytes(
+            self.compression, num_tokens=1, dtype_bytes=self.dtype.itemsize
+        )
+
+    def compress(self, rows: Tensor) -> Rows:
+        """Turn [n, e] into what is stored."""
+        if self.compression.cache_bits is None:
+            return rows
+        return quantize(
+            rows, bits=self.compression.cache_bits, group_size=self.compression.group_size
+        )
+
+    def decompress(self, rows: Rows) -> Tensor:
+        """Turn what is stored back into [..., e]."""
+        return dequantize(rows, self.dtype) if isinstance(rows, QuantizedTensor) else rows
+
+    def empty(self, *shape: int) -> Rows:
+        """Room for positions, stored as `compress` returns them."""
+        position = torch.zeros(self.spec.hidden_size, dtype=self.dtype, device=self.device)
+        return _map(self.compress(position), lambda x: x.new_empty(*shape, *x.shape))
+
+
+class SegmentCache:
+    """Keys and values of consecutive positions over all layers."""
+
+    def __init__(self, cache_format: CacheFormat, num_tokens: int) -> None:
+        self._format = cache_format
+        self._layers: dict[int, tuple[Rows, Rows]] = {}
+        self.num_tokens = num_tokens
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the positions held, as stored."""
-        total = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self._storage))
-        return total // (len(self._lengths) * self._capacity) * sum(self._lengths)
+        """Bytes as stored."""
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for both in self._layers.values()
+            for rows in both
+            for tensor in _tensors(rows)
+        )
 
-    def append(self, layer: int, new: Sequence[Rows]) -> None:
-        """Store the next positions of a layer: their keys and their values, as stored."""
-        start = self._lengths[layer]
-        end = start + len(_tensors(new[0])[0])
-        for stored, rows in zip(
-            _tensors(self._storage), zip(*map(_tensors, new), strict=True), strict=True
-        ):
-            for index, tensor in enumerate(rows):
-                stored[index, layer, start:end] = tensor
-        self._lengths[layer] = end
+    def write(self, layer: int, new: KeysValues) -> None:
+        """Store all positions of a layer, both [t, e]."""
+        assert len(new.keys) == self.num_tokens, "a segment is written at once"
+        keys, values = (self._format.compress(rows) for rows in new)
+        self._layers[layer] = keys, values
 
     def read(self, layer: int) -> KeysValues:
         """Return all positions of a layer, both [t, e], in the compute dtype."""
-        length = self._lengths[layer]
-        both = _map(self._storage, lambda tensor: tensor[:, layer, :length])
-        return KeysValues(*_decompress(both, self._dtype))
+        return KeysValues(*map(self._format.decompress, self._layers[layer]))
 
-    def fork(self) -> KVCache:
-        """Return an independent copy, for another completion of the same prompt."""
-        copy = KVCache(_map(self._storage, torch.clone), self._dtype)
-        copy._lengths = list(self._lengths)
-        return copy
-
-
-def create_cache(
-    spec: ModelSpec,
-    compression: Compression,
-    *,
-    capacity: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> KVCache:
-    """Return an empty cache with room for `capacity` positions."""
-    shape = (2, spec.num_layers, capacity)
-    if compression.cache_bits is None:
-        return KVCache(torch.empty(*shape, spec.hidden_size, dtype=dtype, device=device), dtype)
-    # What quantizing one position gives says how a position is laid out.
-    sample = _compress(torch.zeros(spec.hidden_size, device=device), compression)
-    return KVCache(_map(sample, lambda tensor: tensor.new_empty(*shape, *tensor.shape)), dtype)
+    def slice(self, start: int, stop: int) -> SegmentCache:
+        """Part of it, sharing memory."""
+        part = SegmentCache(self._format, stop - start)
+        part._layers = {
+            layer: (_map(keys, lambda x: x[start:stop]), _map(values, lambda x: x[start:stop]))
+            for layer, (keys, values) in self._layers.items()
+        }
+        return part
 
 
-def append_packed(
-    caches: Sequence[KVCache | None],
-    layer: int,
-    new: KeysValues,
-    lengths: Sequence[int],
-    compression: Compression,
-) -> None:
-    """Append a packed micro-batch to the caches of its sequences.
+class CachePool:
+    """Keys and values of sequences of similar length, padded to the same capacity.
 
-    Quantizes all rows in one go, which is why it is not left to each cache.
+    Side by side, so that one batched product serves them all. One that has left keeps its slot,
+    and the capacity its size, until the pool is `gather`ed into another.
 
     Args:
-        caches: one per sequence; `None` for a sequence that needs no cache.
-        layer: layer the rows belong to.
-        new: keys and values of all sequences one after another [n, e].
-        lengths: rows of each sequence, summing to n.
-        compression: compression the caches were created with.
+        cache_format: how they are stored.
+        num_slots: b.
+        capacity: t of the longest, at its end.
     """
-    if all(cache is None for cache in caches):
-        return
-    stored = [_compress(rows, compression) for rows in new]
-    start = 0
-    for cache, length in zip(caches, lengths, strict=True):
-        end = start + length
-        if cache is not None:
-            cache.append(layer, [_map(rows, lambda x: x[start:end]) for rows in stored])  # noqa: B023
-        start = end
 
+    def __init__(self, cache_format: CacheFormat, num_slots: int, capacity: int) -> None:
+        self._format = cache_format
+        self.num_slots = num_slots
+        self.capacity = capacity
+        self._layers = [(self._room(), self._room()) for _ in range(cache_format.spec.num_layers)]
 
-def _compress(rows: Tensor, compression: Compression) -> Rows:
-    if compression.cache_bits is None:
-        return rows
-    return quantize(rows, bits=compression.cache_bits, group_size=compression.group_size)
+    def write(self, layer: int, slots: Tensor, positions: Tensor, new: KeysValues) -> None:
+        """Store rows [n, e], each at its slot and position."""
+        for room, rows in zip(self._layers[layer], new, strict=True):
+            stored = self._format.compress(rows)
+            for tensor, part in zip(_tensors(room), _tensors(stored), strict=True):
+                # Plain rows are stored by head, [b, t, h, d]; codes stay [b, t, g, codes].
+                tensor[slots, positions] = part.view(len(part), *tensor.shape[2:])
 
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return all positions of all slots, both [b, h, t, d]; t is the capacity.
 
-def _decompress(rows: Rows, dtype: torch.dtype) -> Tensor:
-    return dequantize(rows, dtype) if isinstance(rows, QuantizedTensor) else rows
+        What lies beyond a sequence's own length is finite, and means nothing. It is part of the
+        answer because batched products are several times faster on tensors without gaps.
+        """
+        keys, values = (self._heads(room) for room in self._layers[layer])
+        return keys, values
+
+    @classmethod
+    def gather(
+        cls, pieces: Sequence[tuple[CachePool, Tensor]], lengths: Sequence[int], capacity: int
+    ) -> CachePool:
+        """Return a pool of the given slots of others, one after another.
+
+        Args:
+            pieces: pools and, of each, the slots to take.
+            lengths: of each pool, positions written at most.
+            capacity: of the new pool.
+        """
+        first = pieces[0][0]
+        gathered = cls(first._format, sum(len(slots) for _, slots in pieces), capacity)
+        for layer, both in enumerate(gathered._layers):
+            for which, room in enumerate(both):
+                start = 0
+                for (pool, slots), length in zip(pieces, lengths, strict=True):
+                    sources = _tensors(pool._layers[layer][which])
+                    for tensor, source in zip(_tensors(room), sources, strict=True):
+                        tensor[start : start + len(slots), :length] = source[slots, :length]
+                    start += len(slots)
+        return gathered
+
+    def _room(self) -> Rows:
+        if self._format.compressed:
+            room = self._format.empty(self.num_slots, self.capacity)
+            return _map(room, Tensor.zero_)
+        # Laid out [b, h, t, d], the order in which products read it.
+        spec = self._format.spec
+        room = torch.zeros(
+            self.num_slots,
+            spec.num_heads,
+            self.capacity,
+            spec.head_size,
+            dtype=self._format.dtype,
+            device=self._format.device,
+        )
+        return room.transpose(1, 2)
+
+    def _heads(self, room: Rows) -> Tensor:
+        rows = self._format.decompress(room)
+        spec = self._format.spec
+        if self._format.compressed:
+            rows = rows.unflatten(2, (spec.num_heads, spec.head_size))
+        return rows.transpose(1, 2)
 
 
 def _map(rows: Rows, function: Callable[[Tensor], Tensor]) -> Rows:

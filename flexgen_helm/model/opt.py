@@ -39,9 +39,19 @@ def embed(spec: ModelSpec, weights: Part, token_ids: Tensor, positions: Tensor) 
     return tokens + F.embedding(positions + POSITION_OFFSET, weights["positions"])
 
 
-def layer(spec: ModelSpec, weights: Part, hidden: Tensor, attention: Attention) -> Tensor:
-    """One transformer layer, [n, e] -> [n, e]; `attention` decides who sees whom."""
-    return _mlp_block(spec, weights, _attention_block(spec, weights, hidden, attention))
+def layer(
+    spec: ModelSpec,
+    weights: Part,
+    hidden: Tensor,
+    attention: Attention,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """One transformer layer, [n, e] -> [n, e]; `attention` decides who sees whom.
+
+    With `rows` only these come out; what follows attention is not computed for the others, of
+    which the last layer needs keys and values alone.
+    """
+    return _mlp_block(spec, weights, _attention_block(spec, weights, hidden, attention, rows))
 
 
 def logits(spec: ModelSpec, weights: Part, hidden: Tensor) -> Tensor:
@@ -54,11 +64,13 @@ def logits(spec: ModelSpec, weights: Part, hidden: Tensor) -> Tensor:
 
 
 def _attention_block(
-    spec: ModelSpec, weights: Part, hidden: Tensor, attention: Attention
+    spec: ModelSpec, weights: Part, hidden: Tensor, attention: Attention, rows: Tensor | None
 ) -> Tensor:
     source = _norm(weights, "attention_norm", hidden) if spec.norm_before else hidden
-    queries, new = _project(spec, weights, source)
-    hidden = hidden + _linear(weights, "out_proj", attention(queries, new))
+    attended = attention(*_project(spec, weights, source))
+    if rows is not None:
+        hidden, attended = hidden[rows], attended[rows]
+    hidden = hidden + _linear(weights, "out_proj", attended)
     return hidden if spec.norm_before else _norm(weights, "attention_norm", hidden)
 
 

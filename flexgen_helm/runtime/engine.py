@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from flexgen_helm.batching.blocks import cut_blocks
 from flexgen_helm.errors import CheckpointError, EngineClosedError, InvalidRequestError
 from flexgen_helm.model.checkpoint import CheckpointReader, fingerprint, read_spec, resolve
 from flexgen_helm.model.dtypes import DTYPES, resolve_device, resolve_dtype
 from flexgen_helm.model.loading import load_weights
-from flexgen_helm.runtime.executor import BlockExecutor, Model
+from flexgen_helm.runtime.allocator import reuse_freed_memory
+from flexgen_helm.runtime.executor import BlockExecutor
+from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.progress import OnProgress, Progress, progress_reporter
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.policy import Policy
@@ -76,6 +77,7 @@ class Engine:
             UnsupportedModelError: its architecture is not one this engine runs.
             InvalidSettingError: there is no such dtype.
         """
+        reuse_freed_memory()
         compression = compression or Compression()
         path = resolve(model)
         spec = read_spec(path)
@@ -118,7 +120,7 @@ class Engine:
         progress: OnProgress | bool | None = None,
         on_result: Callable[[int, GenerationResult], None] | None = None,
     ) -> list[GenerationResult]:
-        """Serve all requests, in blocks, and return their results in order.
+        """Serve all requests and return their results in order.
 
         A result does not depend on which other requests were given with it, nor on their order.
 
@@ -154,9 +156,7 @@ class Engine:
                     )
                 )
 
-            executor = BlockExecutor(self._open_model(), self._policy)
-            for block in cut_blocks(requests, self._policy):
-                executor.run(block, requests, finish)
+            BlockExecutor(self._open_model(), self._policy).run(requests, finish)
         return [results[index] for index in range(len(requests))]
 
     def validate(self, request: GenerationRequest) -> None:

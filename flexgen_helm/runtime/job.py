@@ -1,9 +1,10 @@
-"""A request on its way through a block."""
+"""A request on its way through the engine."""
 
 from __future__ import annotations
 
-from flexgen_helm.model.kv_cache import KVCache
-from flexgen_helm.runtime.sequence import Sequence
+from flexgen_helm.runtime.loaded_model import Model
+from flexgen_helm.runtime.sequence import Sequence, max_new_tokens
+from flexgen_helm.runtime.statistics import Cost
 from flexgen_helm.specs.request import GenerationRequest, GenerationResult, RequestStatistics
 
 
@@ -13,58 +14,71 @@ class Job:
     Args:
         index: place of the request among those the engine was given.
         request: the request.
-        sequences: one per completion.
+        model: what computes it.
     """
 
-    def __init__(self, index: int, request: GenerationRequest, sequences: list[Sequence]) -> None:
+    def __init__(self, index: int, request: GenerationRequest, model: Model) -> None:
         self.index = index
         self.request = request
-        self.sequences = sequences
+        self.max_new_tokens = max_new_tokens(request, model.spec.max_positions)
+        self.sequences = [
+            Sequence(
+                request,
+                completion_index,
+                model.tokenizer,
+                eos_token_ids=model.spec.eos_token_ids,
+                max_positions=model.spec.max_positions,
+            )
+            for completion_index in range(request.sampling.num_completions)
+        ]
         self.prompt_logprobs: tuple[float | None, ...] | None = None
-        self.prefill_s = 0.0
-        self._cache_bytes = 0
-        self._cached_tokens = 0
+        self.computed_prompt_tokens = 0.0
+        self._prefill = Cost(seconds=0, padding_rows=0)
+        self._effective_batch = 0
+        self._cache_bytes_per_token = model.cache_format.bytes_per_token
+        self._cached_tokens = 0.0
 
     @property
     def prompt_len(self) -> int:
         return len(self.request.prompt_token_ids)
 
     @property
+    def num_decoding(self) -> int:
+        """Sequences that may go on after their first token."""
+        return len(self.sequences) if self.max_new_tokens > 1 else 0
+
+    @property
     def finished(self) -> bool:
         return all(sequence.finished for sequence in self.sequences)
 
-    def share_cache(self, prompt_cache: KVCache | None) -> None:
-        """Give every completion that goes on its own copy of the prompt's cache."""
-        unfinished = [sequence for sequence in self.sequences if not sequence.finished]
-        for number, sequence in enumerate(unfinished):
-            assert prompt_cache is not None, "a prompt whose completions go on has a cache"
-            is_last = number == len(unfinished) - 1
-            sequence.cache = prompt_cache if is_last else prompt_cache.fork()
+    def add_prefill(self, cost: Cost, *, effective_batch: int) -> None:
+        """Note what its prompt cost, and how many sequences the pass served."""
+        self._prefill = cost
+        self._effective_batch = effective_batch
 
-    def release_cache(self, sequence: Sequence) -> None:
-        """Free the cache of a finished sequence, after noting its size."""
-        if sequence.cache is not None:
-            self._cache_bytes += sequence.cache.num_bytes
-            self._cached_tokens += sequence.position
-            sequence.cache = None
+    def add_cached(self, num_tokens: float) -> None:
+        """Note what a finished sequence had in the KV cache, its share of what it shared."""
+        self._cached_tokens += num_tokens
 
-    def result(self, *, effective_batch: int, peak_memory_bytes: int) -> GenerationResult:
+    def result(self, *, peak_memory_bytes: int) -> GenerationResult:
         """Return the result of a finished job."""
+        cached_tokens = round(self._cached_tokens)
         return GenerationResult(
             completions=tuple(sequence.completion() for sequence in self.sequences),
             prompt_logprobs=self.prompt_logprobs,
             statistics=RequestStatistics(
                 num_prompt_tokens=self.prompt_len,
                 num_generated_tokens=sum(len(s.generated) for s in self.sequences),
-                computed_prompt_tokens=self.prompt_len,
-                padding_rows=0,
+                computed_prompt_tokens=self.computed_prompt_tokens,
+                padding_rows=self._prefill.padding_rows
+                + sum(s.padding_rows for s in self.sequences),
                 decode_rows=sum(s.decode_rows for s in self.sequences),
                 decode_products=sum(s.decode_products for s in self.sequences),
-                prefill_s=self.prefill_s,
+                prefill_s=self._prefill.seconds,
                 decode_s=sum(s.decode_s for s in self.sequences),
-                effective_batch=effective_batch,
-                cache_bytes=self._cache_bytes,
-                cached_tokens=self._cached_tokens,
+                effective_batch=self._effective_batch,
+                cache_bytes=cached_tokens * self._cache_bytes_per_token,
+                cached_tokens=cached_tokens,
                 peak_memory_bytes=peak_memory_bytes,
             ),
         )

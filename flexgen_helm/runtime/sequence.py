@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from flexgen_helm.model.kv_cache import KVCache
 from flexgen_helm.model.sampling import Draw, Row, SequenceRandom
 from flexgen_helm.runtime.detokenizer import Detokenizer, Tokenizer
+from flexgen_helm.runtime.statistics import Cost
 from flexgen_helm.specs.request import Completion, FinishReason, GenerationRequest
 
 
 class Sequence:
-    """Tokens, text and cache of one completion, and whether it has ended.
+    """Tokens and text of one completion, and whether it has ended.
 
     Args:
         request: what it completes.
@@ -28,10 +28,10 @@ class Sequence:
         eos_token_ids: tuple[int, ...],
         max_positions: int,
     ) -> None:
-        self.cache: KVCache | None = None
         self.decode_s = 0.0
         self.decode_rows = 0
         self.decode_products = 0.0
+        self.padding_rows = 0.0
         self.generated: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._request = request
@@ -58,6 +58,13 @@ class Sequence:
     def row(self) -> Row:
         """What the next token is drawn with."""
         return Row(self._request.sampling, self._random, self.generated)
+
+    def add_decode(self, cost: Cost, *, rows: int) -> None:
+        """Note what a token cost, and the rows of the matrix products that computed it."""
+        self.decode_s += cost.seconds
+        self.padding_rows += cost.padding_rows
+        self.decode_rows += 1
+        self.decode_products += 1 / rows
 
     def append(self, draw: Draw) -> None:
         """Add a token, and end where it says so."""

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a pass over the weights cost, or a share of it."""
+
+    seconds: float
+    padding_rows: float
+    """Rows of matrix products with weights that held no token."""
+
+    def __mul__(self, factor: float) -> Cost:
+        return Cost(seconds=self.seconds * factor, padding_rows=self.padding_rows * factor)
+
+    def __truediv__(self, divisor: float) -> Cost:
+        return self * (1 / divisor)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -14,3 +32,31 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that can still be taken: of the device on CUDA, else of this machine or container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(_available_bytes(), _cgroup_free_bytes())
+
+
+def _available_bytes() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux: what was never used, which leaves out what could be reclaimed
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    [available] = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(available) * 1024
+
+
+def _cgroup_free_bytes() -> int:
+    """What the limit of a container leaves, of which `MemAvailable` knows nothing."""
+    try:
+        limit, used = (
+            (Path("/sys/fs/cgroup") / name).read_text().strip()
+            for name in ("memory.max", "memory.current")
+        )
+    except OSError:
+        return sys.maxsize
+    return sys.maxsize if limit == "max" else max(0, int(limit) - int(used))

@@ -70,6 +70,8 @@ EFFICIENCY = (
     *RUN,
     Column("requests", "Int64", "", "flexgen_run.requests | scenario_state.requests"),
     Column("prompt_tokens", "Int64", "tokens", "flexgen_run.prompt_tokens"),
+    Column("computed_prompt_tokens", "float64", "tokens", "flexgen_run.computed_prompt_tokens"),
+    Column("unique_ratio", "float64", "", "flexgen_run.unique_ratio"),
     Column(
         "generated_tokens",
         "Int64",
@@ -77,6 +79,8 @@ EFFICIENCY = (
         "flexgen_run.generated_tokens | scenario_state.generated_tokens",
     ),
     Column("effective_batch", "float64", "sequences", "flexgen_run.effective_batch"),
+    Column("padding_rows", "float64", "rows", "flexgen_run.padding_rows"),
+    Column("mean_decode_rows", "float64", "rows", "flexgen_run.mean_decode_rows"),
     Column("prefill_s", "float64", "s", "flexgen_run.prefill_s"),
     Column("decode_s", "float64", "s", "flexgen_run.decode_s"),
     Column("request_s", "float64", "s", "flexgen_run.request_s | scenario_state.request_s"),
@@ -88,8 +92,11 @@ EFFICIENCY = (
     Column("cache_bytes_per_token", "float64", "bytes/token", "flexgen_run.cache_bytes_per_token"),
     Column("peak_memory_bytes", "Int64", "bytes", "flexgen_run.peak_memory_bytes"),
 )
-"""One row per run: what it cost. `request_s` is prefill and decode together or, without a run
-record, the sum of HELM's request times, which overlap when HELM asked from several threads."""
+"""One row per run: what it cost. `unique_ratio` is computed over requested prompt tokens: what
+several requests share is computed once. Rows are those of matrix products: `padding_rows` hold no
+token, and `mean_decode_rows` says how large the batches were in which tokens were generated.
+`request_s` is prefill and decode together or, without a run record, the sum of HELM's request
+times, which overlap when HELM asked from several threads."""
 
 COMPARISON = (
     Column("suite", "string", "", "run.suite"),

@@ -23,7 +23,12 @@ _SCENARIOS_BY_METRIC = {
     ),
     "f1_score": ("narrative_qa", "natural_qa", "quac"),
     "f1_set_match": ("synthetic_reasoning_natural",),
-    "rouge_2": ("legal_summarization", "summarization_cnndm", "summarization_xsum"),
+    "rouge_2": (
+        "legal_summarization",
+        "summarization_cnndm",
+        "summarization_xsum",
+        "summarization_xsum_rouge",
+    ),
     "bleu_4": ("wmt_14",),
     "RR@10": ("msmarco",),
     "bits_per_byte": ("ice", "the_pile", "twitter_aae", "wikitext_103"),

@@ -100,8 +100,8 @@ def _reading(path: Path) -> Iterator[Path]:
         raise TablesError(f"{path} cannot be tabulated: {error}") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise TablesError(
-            f"{path} is damaged ({type(error).__name__}: {error}), expected is the JSON that"
-            f" helm-run writes: delete its run directory and rerun helm-run"
+            f"{path} is damaged or from another version ({type(error).__name__}: {error}), expected"
+            f" is the JSON that helm-run writes: delete its run directory and rerun helm-run"
         ) from error
 
 
@@ -131,6 +131,8 @@ def _record(directory: Path) -> Sources | None:
             **asdict(record),
             "request_s": record.prefill_s + record.decode_s,
             "throughput": record.throughput,
+            "unique_ratio": record.unique_ratio,
+            "mean_decode_rows": record.mean_decode_rows,
             "cache_bytes_per_token": (
                 record.cache_bytes / record.cached_tokens if record.cached_tokens else None
             ),

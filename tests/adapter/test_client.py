@@ -4,6 +4,7 @@ import pytest
 from helm.common.request import Request
 
 from flexgen_helm.adapter import client as client_module
+from flexgen_helm.adapter.backend import DEFAULT_BACKEND
 from flexgen_helm.adapter.engines import EngineRegistry
 from flexgen_helm.errors import CheckpointError
 
@@ -98,10 +99,7 @@ def test_a_checkpoint_that_cannot_be_loaded(make_client, watch):
 
 
 def test_a_checkpoint_that_does_not_exist(make_client, tmp_path):
-    client = make_client(
-        checkpoint=str(tmp_path / "nothing"),
-        backend="flexgen_helm.adapter.runtime_backend.RuntimeBackend",
-    )
+    client = make_client(checkpoint=str(tmp_path / "nothing"), backend=DEFAULT_BACKEND)
     for _ in range(2):
         result = client.make_request(requests(1)[0])
         assert "nothing' is no directory here" in result.error

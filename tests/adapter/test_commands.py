@@ -8,8 +8,9 @@ import pytest
 import yaml
 from helm.benchmark.runner import RunnerError
 
+from flexgen_helm.adapter.engine_process import ENGINE_PROCESS
 from flexgen_helm.cli.register import add_register_parser, write_registrations
-from flexgen_helm.cli.run import add_run_parser, helm_command
+from flexgen_helm.cli.run import add_run_parser, fast_yaml, helm_command
 from flexgen_helm.errors import DeploymentError
 
 LOAD = """
@@ -145,3 +146,24 @@ def test_failed_runs_are_an_exit_code(monkeypatch, capsys):
     args = commands().parse_args(["run"])
     assert args.run(args) == 1
     assert 'flexgen-helm run: Failed runs: ["a"]' in capsys.readouterr().err
+
+
+def test_torch_is_on_its_way_before_helm_is_imported(monkeypatch):
+    order = []
+    monkeypatch.setattr(ENGINE_PROCESS, "start", lambda: order.append("start"))
+    monkeypatch.setattr("helm.benchmark.run.main", lambda: order.append("helm"))
+    args = commands().parse_args(["run", "-r", "a:model=b"])
+    args.run(args)
+    assert order == ["start", "helm"]
+
+
+def test_yaml_is_read_by_libyaml_for_a_while(monkeypatch):
+    text = "[1, 2.5, a: {b: null}, 2020-01-01]"
+    expected, loader = yaml.safe_load(text), yaml.SafeLoader
+    with fast_yaml():
+        assert yaml.SafeLoader is yaml.CSafeLoader
+        assert yaml.safe_load(text) == expected
+    assert yaml.SafeLoader is loader
+    monkeypatch.delattr(yaml, "CSafeLoader")
+    with fast_yaml():
+        assert yaml.SafeLoader is loader

@@ -21,6 +21,7 @@ from flexgen_helm.adapter.convert import (
 from flexgen_helm.adapter.fake import FakeBackend
 from flexgen_helm.adapter.prompts import encode_prompt
 from flexgen_helm.adapter.responses import read_response, write_response
+from flexgen_helm.adapter.text_tokenizer import TextTokenizer, describe_tokenizer
 from flexgen_helm.errors import InvalidRequestError, UnsupportedRequestError
 from flexgen_helm.specs.request import (
     Completion,
@@ -30,7 +31,7 @@ from flexgen_helm.specs.request import (
 )
 from tests.conftest import byte_tokenizer
 
-TOKENIZER = byte_tokenizer()
+TOKENIZER = TextTokenizer(describe_tokenizer(byte_tokenizer()))
 ENGINE = FakeBackend().load(EngineSettings(checkpoint="any"))
 
 

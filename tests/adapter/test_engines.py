@@ -4,6 +4,7 @@ import pytest
 
 from flexgen_helm.adapter.backend import EngineSettings, Identity
 from flexgen_helm.adapter.compute import Job, compute
+from flexgen_helm.adapter.engine_process import ProcessBackend
 from flexgen_helm.adapter.engines import EngineRegistry, EngineSlot, backend_of
 from flexgen_helm.adapter.fake import FakeBackend
 from flexgen_helm.adapter.prompts import EncodedPrompt
@@ -108,7 +109,7 @@ def test_every_job_has_one_outcome(watch):
 
 
 def test_the_default_backend_runs_models():
-    assert isinstance(backend_of(EngineSettings(checkpoint="a")), RuntimeBackend)
+    assert isinstance(backend_of(EngineSettings(checkpoint="a")), ProcessBackend)
 
 
 def test_sizes_left_out_are_left_to_the_engine():

@@ -1,15 +1,21 @@
 """Suites run end to end through HELM, with made-up results."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from helm.benchmark import runner as helm_runner
 from helm.benchmark.executor import ExecutorError
 from helm.benchmark.runner import RunnerError
+from helm.benchmark.scenarios.dyck_language_scenario import DyckLanguageScenario
 
+from flexgen_helm.adapter import runner
 from flexgen_helm.adapter.fake import FakeEngine
 from flexgen_helm.specs.run_record import RunRecord
 from tests.adapter.suites import FLEXGEN, HELM_FILES, RECORD, read_runs, run_suite, runs_of
@@ -179,6 +185,86 @@ def test_without_cache_everything_is_computed_again(tmp_path, deploy, watch):
         run_suite(tmp_path, dyck(deploy(), 3), disable_cache=True, num_threads=1)
     assert [len(batch) for batch in watch.batches] == [4, 4]
     assert not list(tmp_path.glob("prod_env/cache/*.sqlite"))
+
+
+def count_instances(monkeypatch, *, extra=None):
+    """Count how often instances are made; `extra` is called each time and put into the prompts."""
+    made = []
+    get_instances = DyckLanguageScenario.get_instances
+
+    def counted(self, path):
+        instances = get_instances(self, path)
+        made.append(self.num_parenthesis_pairs)
+        if extra is None:
+            return instances
+        text = extra()
+        return [replace(i, input=replace(i.input, text=text + i.input.text)) for i in instances]
+
+    monkeypatch.setattr(DyckLanguageScenario, "get_instances", counted)
+    return made
+
+
+def test_instances_are_made_once(tmp_path, deploy, watch, monkeypatch):
+    made = count_instances(monkeypatch)
+    run_suite(tmp_path, dyck(deploy(), 3, 4))
+    assert made == [3, 4]
+    assert [len(batch) for batch in watch.batches] == [8]
+
+
+def test_runs_beyond_those_that_can_be_kept_are_made_twice(tmp_path, deploy, watch, monkeypatch):
+    monkeypatch.setattr(runner, "MAX_PARKED", 1)
+    made = count_instances(monkeypatch)
+    name = deploy()
+    ours = read_runs(run_suite(tmp_path / "ours", dyck(name, 3, 4, 2), exit_on_error=True))
+    assert made == [3, 4, 2, 4, 2]
+    assert [len(batch) for batch in watch.batches] == [12]
+    assert ours == read_runs(run_suite(tmp_path / "stock", dyck(name, 3, 4, 2), runner=STOCK))
+
+
+@pytest.mark.parametrize("scoring_draws", [False, True])
+def test_runs_draw_the_random_numbers_of_the_stock_runner(
+    tmp_path, deploy, watch, monkeypatch, scoring_draws
+):
+    made = count_instances(monkeypatch, extra=lambda: f"{random.random()} {np.random.random()} ")
+    execute = helm_runner.AnnotationExecutor.execute
+
+    def draw(self, state):
+        if scoring_draws:
+            random.random()
+        return execute(self, state)
+
+    monkeypatch.setattr(helm_runner.AnnotationExecutor, "execute", draw)
+
+    def run(folder, **options):
+        random.seed(5)
+        np.random.seed(5)
+        return read_runs(run_suite(tmp_path / folder, dyck(name, 3, 4, 2), **options))
+
+    name = deploy()
+    ours = run("ours")
+    assert made == ([3, 4, 2, 4, 2] if scoring_draws else [3, 4, 2])
+    assert ours == run("stock", runner=STOCK)
+
+
+def test_what_wants_the_main_thread_gets_it(tmp_path, deploy, watch, monkeypatch):
+    execute = helm_runner.AnnotationExecutor.execute
+
+    def demand(self, state):
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # raises in any other thread
+        return execute(self, state)
+
+    monkeypatch.setattr(helm_runner.AnnotationExecutor, "execute", demand)
+    runs = run_suite(tmp_path, dyck(deploy(), 3))
+    assert len(read_runs(runs)) == len(HELM_FILES)
+    assert len(watch.batches) == 1
+
+
+def test_no_parked_run_outlives_the_suite(tmp_path, deploy, watch):
+    threads = threading.active_count()
+    watch.fail_after = 0
+    with pytest.raises(ExecutorError):
+        run_suite(tmp_path, dyck(deploy(), 3, 4), exit_on_error=True)
+    assert threading.active_count() == threads
 
 
 def test_other_deployments_are_left_to_helm(tmp_path, watch):

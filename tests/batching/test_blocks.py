@@ -1,42 +1,75 @@
+from itertools import pairwise
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexgen_helm.batching.blocks import cut_blocks
-from flexgen_helm.specs.policy import Policy
-from flexgen_helm.specs.request import GenerationRequest, SamplingParams
+from flexgen_helm.batching.blocks import Demand, PendingRequests, Room, cut
+from flexgen_helm.specs.request import GenerationRequest
+
+DECODES, PREFILL_ONLY = Demand(sequences=1, new_tokens=5), Demand(sequences=0, new_tokens=0)
+AMPLE = Room(sequences=1000, cached_tokens=100_000, prompt_tokens=100_000)
 
 
-def request(prompt_len, max_tokens=4, num_completions=1):
-    return GenerationRequest(
-        prompt_token_ids=[2] * prompt_len,
-        sampling=SamplingParams(max_tokens=max_tokens, num_completions=num_completions),
-    )
+def room(**changes):
+    return Room(**{**vars(AMPLE), **changes})
 
 
-requests = st.lists(
-    st.builds(request, st.integers(1, 20), st.integers(0, 5), st.integers(1, 6)), max_size=40
+@pytest.mark.parametrize(
+    ("demand", "limits", "end"),
+    [
+        pytest.param(DECODES, {}, 4, id="everything fits"),
+        pytest.param(DECODES, {"sequences": 3}, 3, id="sequences run out"),
+        pytest.param(DECODES, {"cached_tokens": 10 + 5 + 4 + 5}, 2, id="cache runs out"),
+        pytest.param(PREFILL_ONLY, {"sequences": 0, "cached_tokens": 0}, 4, id="needs no cache"),
+        pytest.param(PREFILL_ONLY, {"prompt_tokens": 10 + 4}, 2, id="prompt tokens run out"),
+        pytest.param(PREFILL_ONLY, {"prompt_tokens": 9}, 0, id="not even one fits"),
+    ],
 )
-policies = st.builds(
-    Policy, micro_batch_size=st.integers(1, 5), num_micro_batches=st.integers(1, 4)
+def test_cut(demand, limits, end):
+    assert cut([10, 10, 10, 10], [0, 6, 6, 6], [demand] * 4, 0, room(**limits)) == end
+
+
+def test_a_position_costs_what_it_does_not_share_with_the_one_before():
+    two = room(prompt_tokens=8)
+    assert cut([10, 10, 10, 10], [0, 6, 6, 6], [PREFILL_ONLY] * 4, 1, two) == 3
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=15),
+    st.integers(1, 20),
+    st.integers(1, 4),
 )
+def test_blocks_hold_every_request_once_and_say_what_the_next_shares(prompts, tokens, min_kept):
+    requests = [GenerationRequest(prompt_token_ids=prompt) for prompt in prompts]
+    pending = PendingRequests(requests, range(len(requests)), [DECODES] * len(requests))
+    blocks = []
+    while pending:
+        limits = room(prompt_tokens=tokens)
+        blocks.append(pending.take(limits, at_least=1, min_kept=min_kept))
+    taken = [prompts[index] for block in blocks for index in block.requests]
+    assert taken == sorted(prompts)
+    for block, following in pairwise(blocks):
+        one, other = prompts[block.requests[-1]], prompts[following.requests[0]]
+        common = next(
+            (i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]),
+            min(len(one), len(other)),
+        )
+        assert block.keep == (common if common >= min_kept else 0)
+    assert blocks[-1].keep == 0
 
 
-@given(requests, policies)
-def test_every_request_is_in_one_block_that_fits(requests, policy):
-    blocks = cut_blocks(requests, policy)
-    assert sorted(i for block in blocks for i in block.requests) == list(range(len(requests)))
-    for block in blocks:
-        assert 1 <= len(block.micro_batches) <= policy.num_micro_batches
-        for micro_batch in block.micro_batches:
-            sequences = sum(requests[i].sampling.num_completions for i in micro_batch)
-            assert sequences <= policy.micro_batch_size or len(micro_batch) == 1
+def test_what_does_not_fit_waits_unless_it_must_be_taken():
+    requests = [GenerationRequest(prompt_token_ids=[1, 2, 3])]
+    pending = PendingRequests(requests, [0], [DECODES])
+    assert pending.take(room(prompt_tokens=2), at_least=0, min_kept=1).requests == ()
+    assert pending
+    assert pending.take(room(prompt_tokens=2), at_least=1, min_kept=1).requests == (0,)
+    assert not pending
 
 
-def test_like_lengths_share_a_block_longest_first():
-    pending = [request(3), request(9), request(5, max_tokens=1), request(9), request(7)]
-    blocks = cut_blocks(pending, Policy(micro_batch_size=2, num_micro_batches=1))
-    assert [block.micro_batches for block in blocks] == [((1, 3),), ((4, 0),), ((2,),)]
-
-
-def test_no_request_no_block():
-    assert cut_blocks([], Policy()) == []
+def test_without_sharing_requests_stay_in_order():
+    requests = [GenerationRequest(prompt_token_ids=prompt) for prompt in ([3], [1, 2], [1])]
+    pending = PendingRequests(requests, [0, 1, 2], [DECODES] * 3, share_prefixes=False)
+    block = pending.take(AMPLE, at_least=1, min_kept=1)
+    assert (block.requests, block.shared) == ((0, 1, 2), (0, 0, 0))

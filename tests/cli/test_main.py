@@ -13,7 +13,8 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     output = capsys.readouterr().out
     assert all(
-        f"\n    {name} " in output for name in ("demo", "run", "tables", "compare", "register")
+        f"\n    {name} " in output
+        for name in ("demo", "run", "tables", "compare", "register", "bench")
     )
 
 

@@ -1,76 +1,87 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from flexgen_helm.model.kv_cache import KeysValues, append_packed, create_cache
+from flexgen_helm import Compression
+from flexgen_helm.model.kv_cache import CacheFormat, CachePool, KeysValues, SegmentCache
 from flexgen_helm.quant.quantize import dequantize, quantize
-from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
 
 SPEC = ModelSpec(
     num_layers=2,
-    hidden_size=96,  # a group and a half
-    num_heads=4,
-    ffn_size=8,
-    vocab_size=8,
+    hidden_size=192,
+    num_heads=3,
+    ffn_size=64,
+    vocab_size=50,
     max_positions=64,
-    embedding_size=96,
+    embedding_size=192,
 )
-COMPRESSIONS = [Compression(), *(Compression(cache_bits=bits) for bits in (2, 3, 4, 8))]
 
 
-def create(compression, capacity=20):
-    return create_cache(
-        SPEC, compression, capacity=capacity, dtype=torch.float32, device=torch.device("cpu")
+def cache_format(bits=None):
+    return CacheFormat(
+        spec=SPEC,
+        compression=Compression(cache_bits=bits),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )
 
 
-def rows(count, seed):
+def rows(count, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return KeysValues(*torch.randn(2, count, SPEC.hidden_size, generator=generator))
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda c: c.label)
-@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
-def test_each_sequence_reads_what_was_appended_for_it(compression, lengths, seed):
-    caches = [create(compression) for _ in lengths]
-    first, second = rows(sum(lengths), seed), rows(len(lengths), seed + 1)
-    for layer in range(SPEC.num_layers):
-        append_packed(caches, layer, first, lengths, compression)
-        append_packed(caches, layer, second, [1] * len(lengths), compression)
-    start = 0
-    for index, (cache, length) in enumerate(zip(caches, lengths, strict=True)):
-        for stored, prompt, token in zip(cache.read(1), first, second, strict=True):
-            expected = torch.cat([prompt[start : start + length], token[index : index + 1]])
-            assert torch.equal(stored, through_codes(expected, compression))
-        assert cache.num_bytes == SPEC.cache_bytes(
-            compression, num_tokens=length + 1, dtype_bytes=4
-        )
-        start += length
+def round_trip(rows, bits):
+    return (
+        rows if bits is None else dequantize(quantize(rows, bits=bits, group_size=64), rows.dtype)
+    )
 
 
-def through_codes(values, compression):
-    if compression.cache_bits is None:
-        return values
-    quantized = quantize(values, bits=compression.cache_bits, group_size=compression.group_size)
-    return dequantize(quantized, torch.float32)
+@pytest.mark.parametrize("bits", [None, 8, 4, 3, 2])
+def test_a_segment_reads_what_was_written_rounded(bits):
+    segment = SegmentCache(cache_format(bits), 5)
+    new = [rows(5, layer) for layer in range(2)]
+    for layer in range(2):
+        segment.write(layer, new[layer])
+    for layer in range(2):
+        for actual, expected in zip(segment.read(layer), new[layer], strict=True):
+            assert torch.equal(actual, round_trip(expected, bits))
+    part = segment.slice(1, 3).read(1)
+    assert torch.equal(part.values, round_trip(new[1].values, bits)[1:3])
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda c: c.label)
-def test_a_fork_goes_its_own_way(compression):
-    original = create(compression)
-    append_packed([original], 0, rows(3, 0), [3], compression)
-    fork = original.fork()
-    append_packed([original], 0, rows(1, 1), [1], compression)
-    append_packed([fork], 0, rows(1, 2), [1], compression)
-    for ours, theirs in zip(original.read(0), fork.read(0), strict=True):
-        assert torch.equal(ours[:3], theirs[:3])
-        assert not torch.equal(ours[3], theirs[3])
+@pytest.mark.parametrize("bits", [None, 8, 4, 3, 2])
+def test_bytes_are_those_of_the_formula(bits):
+    segment = SegmentCache(cache_format(bits), 7)
+    for layer in range(2):
+        segment.write(layer, rows(7, layer))
+    assert segment.num_bytes == 7 * cache_format(bits).bytes_per_token
 
 
-def test_sequences_without_a_cache_are_passed_over():
-    cache = create(Compression())
-    new = rows(5, 0)
-    append_packed([None, cache], 0, new, [2, 3], Compression())
-    assert torch.equal(cache.read(0).keys, new.keys[2:])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_pool_reads_each_slot_by_head_and_finite_beyond(bits):
+    pool = CachePool(cache_format(bits), 2, 4)
+    new = rows(5)
+    pool.write(1, torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 1]), new)
+    for room, written in zip(pool.read(1), new, strict=True):
+        assert room.shape == (2, 3, 4, 64)
+        expected = round_trip(written, bits).unflatten(1, (3, 64)).transpose(0, 1)
+        assert torch.equal(room[0, :, :3], expected[:, :3])
+        assert torch.equal(room[1, :, :2], expected[:, 3:])
+        assert torch.isfinite(room).all()
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_gathering_moves_slots_as_they_are(bits):
+    one, other = CachePool(cache_format(bits), 2, 3), CachePool(cache_format(bits), 1, 2)
+    for layer in range(2):
+        one.write(layer, torch.tensor([0, 1]), torch.tensor([0, 2]), rows(2, layer))
+        other.write(layer, torch.tensor([0]), torch.tensor([1]), rows(1, 9))
+    gathered = CachePool.gather(
+        [(other, torch.tensor([0])), (one, torch.tensor([1]))], lengths=[2, 3], capacity=5
+    )
+    assert (gathered.num_slots, gathered.capacity) == (2, 5)
+    for which in range(2):
+        room = gathered.read(1)[which]
+        assert torch.equal(room[0, :, :2], other.read(1)[which][0])
+        assert torch.equal(room[1, :, :3], one.read(1)[which][1])

@@ -26,6 +26,10 @@ RECORD = RunRecord(
     requests=4,
     prompt_tokens=40,
     generated_tokens=12,
+    computed_prompt_tokens=10.0,
+    padding_rows=1.0,
+    decode_rows=9,
+    decode_products=4.0,
     effective_batch=2.5,
     prefill_s=1.0,
     decode_s=2.0,
@@ -33,7 +37,8 @@ RECORD = RunRecord(
     cached_tokens=50,
     peak_memory_bytes=9000,
 )
-"""Throughput 12 tokens / 3 s = 4 tokens/s; 800 bytes / 50 tokens = 16 bytes/token."""
+"""Throughput 12 tokens / 3 s = 4 tokens/s; 800 bytes / 50 tokens = 16 bytes/token; unique ratio
+10 / 40 tokens = 0.25; 9 decode rows / 4 products = 2.25 rows."""
 
 
 def stat(metric, mean, *, count=1, **name):

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pandas as pd
@@ -114,8 +115,12 @@ def test_a_recorded_run_has_all_costs(make_run, record):
         "dtype": "float32",
         "requests": 4,
         "prompt_tokens": 40,
+        "computed_prompt_tokens": 10.0,
+        "unique_ratio": 0.25,
         "generated_tokens": 12,
         "effective_batch": 2.5,
+        "padding_rows": 1.0,
+        "mean_decode_rows": 2.25,
         "prefill_s": 1.0,
         "decode_s": 2.0,
         "request_s": 3.0,
@@ -133,6 +138,11 @@ def test_a_recorded_run_has_all_costs(make_run, record):
 def test_bytes_per_token_of_a_run_that_cached_nothing_are_missing(make_run, record):
     run = make_run(record=replace(record, cache_bytes=0, cached_tokens=0))
     assert pd.isna(only_row(efficiency(run))["cache_bytes_per_token"])
+
+
+def test_decode_rows_of_a_run_that_decoded_nothing_are_missing(make_run, record):
+    run = make_run(record=replace(record, decode_rows=0, decode_products=0.0))
+    assert pd.isna(only_row(efficiency(run))["mean_decode_rows"])
 
 
 def test_an_unrecorded_run_has_what_helm_knows(make_run, make_request_state):
@@ -179,6 +189,17 @@ def test_a_damaged_run_record_is_named(make_run, read, text):
     (run / "flexgen_run.json").write_text(text)
     with pytest.raises(TablesError, match=r"flexgen_run.json is damaged"):
         read(run)
+
+
+def test_a_record_of_an_older_version_is_named_with_what_it_lacks(make_run, record):
+    run = make_run(record=record)
+    path = run / "flexgen_run.json"
+    fields = json.loads(path.read_text())
+    del fields["computed_prompt_tokens"]
+    path.write_text(json.dumps(fields))
+    message = r"flexgen_run.json is damaged or from another version .*'computed_prompt_tokens'"
+    with pytest.raises(TablesError, match=message):
+        efficiency(run)
 
 
 def test_a_compression_that_does_not_exist_is_reported_with_its_run(make_run):

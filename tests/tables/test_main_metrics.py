@@ -6,7 +6,14 @@ import yaml
 
 from flexgen_helm.tables.main_metrics import FALLBACK_METRICS, MAIN_METRIC, SPLITS, candidates
 
-NAMED_OTHERWISE = {"commonsense", "legal_summarization", "msmarco", "natural_qa", "wikitext_103"}
+NAMED_OTHERWISE = {
+    "commonsense",
+    "legal_summarization",
+    "msmarco",
+    "natural_qa",
+    "summarization_xsum_rouge",
+    "wikitext_103",
+}
 """Run entries whose group in HELM's schema has another name, or none."""
 
 
@@ -29,6 +36,7 @@ def test_groups_of_the_entries_named_otherwise(environments):
         "legal_summarization": "billsum_legal_summarization",
         "msmarco": "msmarco_regular",
         "natural_qa": "natural_qa_closedbook",
+        "summarization_xsum_rouge": "summarization_xsum",
     }
     assert {name: MAIN_METRIC[name] for name in group_of} == {
         name: environments[group]["main_name"] for name, group in group_of.items()

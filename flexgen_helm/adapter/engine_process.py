@@ -1,0 +1,169 @@
+"""The process that computes, as seen from HELM's: started early, asked later.
+
+HELM and torch take about as long to import. In two processes they are imported at once, HELM's
+process never imports torch or transformers, and while one computes, the other can go on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, cast
+
+from flexgen_helm.adapter.backend import EngineSettings, Identity, OnResult
+from flexgen_helm.adapter.engine_server import DONE, RESULT
+from flexgen_helm.adapter.text_tokenizer import TokenizerDescription
+from flexgen_helm.errors import EngineClosedError
+from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
+
+RUNNER = "flexgen_helm.FlexGenRunner"
+"""The name the runner is given to `helm-run` by."""
+
+SERVER = "flexgen_helm.adapter.engine_server"
+
+
+class ServerSideError(Exception):
+    """The traceback an error has in the process it was raised in; its cause in this one."""
+
+
+class EngineProcess:
+    """Starts when it is first needed, or before; serves one call at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        atexit.register(self.stop)
+
+    def start(self) -> None:
+        """Start the process and return at once, while it imports what it will need."""
+        with self._lock:
+            if self._process is None:
+                self._start()
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a process, ready or not."""
+        return self._process is not None
+
+    def stop(self) -> None:
+        """End the process, whatever it does. It is started again on demand."""
+        with self._lock:
+            if self._process is not None and self._connection is not None:
+                self._connection.close()
+                self._process.kill()
+                self._process.communicate()
+                self._process = self._connection = None
+
+    def identify(self, settings: EngineSettings) -> Identity:
+        """See `Backend.identify`."""
+        return cast("Identity", self.call("identify", settings))
+
+    def describe_tokenizer(self, source: str, kwargs: dict[str, Any]) -> TokenizerDescription:
+        """Have the process load a tokenizer."""
+        return cast("TokenizerDescription", self.call("describe_tokenizer", source, kwargs))
+
+    def call(self, name: str, *arguments: Any, on_result: OnResult | None = None) -> Any:
+        """Call a method of `EngineServer`.
+
+        Raises:
+            Exception: what the method raised.
+            EngineClosedError: the process ended.
+        """
+        with self._lock:
+            self.start()
+            try:
+                kind, *answer = self._exchange((name, arguments), on_result or _ignore)
+            except (EOFError, OSError) as error:
+                raise EngineClosedError(self._obituary()) from error
+            except BaseException:  # an interrupt, most likely: the two are out of step
+                self.stop()
+                raise
+        if kind == DONE:
+            return answer[0]
+        raised, traceback = answer
+        raise raised from ServerSideError(traceback)
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", SERVER, str(theirs.fileno())],
+                stdin=subprocess.PIPE,  # ends when this process does, and with it the other
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        self._connection = Connection(ours.detach())
+
+    def _exchange(self, call: tuple[Any, ...], on_result: OnResult) -> tuple[Any, ...]:
+        """Send a call, hand on the results that come, and return the last message."""
+        assert self._connection is not None
+        self._connection.send(call)
+        while (message := self._connection.recv())[0] == RESULT:
+            on_result(*message[1:])
+        return cast("tuple[Any, ...]", message)
+
+    def _obituary(self) -> str:
+        assert self._process is not None
+        status = self._process.wait()
+        self.stop()
+        return (
+            f"the process that computes ended with status {status} (-9: killed, mostly for want of"
+            " memory): free memory or choose a smaller micro_batch_size, and run again"
+        )
+
+
+def wants_engine(command: Sequence[str]) -> bool:
+    """Whether a `helm-run` command line names our runner, and asks for more than help."""
+    names_ours = any(argument.endswith(RUNNER) for argument in command)
+    return names_ours and not {"-h", "--help"}.intersection(command)
+
+
+class RemoteEngine:
+    """A `GenerationEngine` whose model is in an engine process."""
+
+    def __init__(self, process: EngineProcess, settings: EngineSettings) -> None:
+        self._call: Callable[..., Any] = process.call
+        self.description: EngineDescription = self._call("load", settings)
+
+    def validate(self, request: GenerationRequest) -> None:
+        self._call("validate", request)
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], *, on_result: OnResult | None = None
+    ) -> list[GenerationResult]:
+        results: dict[int, GenerationResult] = {}
+
+        def keep(index: int, result: GenerationResult) -> None:
+            results[index] = result
+            (on_result or _ignore)(index, result)
+
+        self._call("generate", list(requests), on_result=keep)
+        return [results[index] for index in range(len(requests))]
+
+    def close(self) -> None:
+        self._call("close")
+
+
+class ProcessBackend:
+    """Makes `RemoteEngine`s: the backend that runs models for HELM."""
+
+    def identify(self, settings: EngineSettings) -> Identity:
+        return ENGINE_PROCESS.identify(settings)
+
+    def load(self, settings: EngineSettings) -> RemoteEngine:
+        return RemoteEngine(ENGINE_PROCESS, settings)
+
+
+def _ignore(index: int, result: GenerationResult) -> None:
+    pass
+
+
+ENGINE_PROCESS = EngineProcess()
+"""The one of this process: two large models rarely fit into memory."""

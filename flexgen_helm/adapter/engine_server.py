@@ -1,0 +1,115 @@
+"""The process that computes, as seen from inside: it serves what `engine_process` asks for.
+
+Imports no helm: that torch and helm are imported side by side is what the process is for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from flexgen_helm.adapter.backend import EngineSettings, GenerationEngine, Identity
+from flexgen_helm.adapter.runtime_backend import RuntimeBackend
+from flexgen_helm.adapter.text_tokenizer import TokenizerDescription, load_description
+from flexgen_helm.errors import EngineClosedError, FlexGenError
+from flexgen_helm.specs.request import EngineDescription, GenerationRequest
+
+RESULT, DONE, FAILED = "result", "done", "failed"
+"""Kinds of messages: a result on the way, what a call returns, what it raised and where."""
+
+
+class EngineServer:
+    """Has one engine at most. Each public method can be called from the other process."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._backend = RuntimeBackend()
+        self._engine: GenerationEngine | None = None
+
+    def serve(self) -> None:
+        """Answer calls, one at a time, until there is nobody to answer to."""
+        with suppress(EOFError, OSError):
+            while True:
+                name, arguments = self._connection.recv()
+                self._connection.send(self._answer(name, arguments))
+
+    def identify(self, settings: EngineSettings) -> Identity:
+        """See `Backend.identify`."""
+        return self._backend.identify(settings)
+
+    def load(self, settings: EngineSettings) -> EngineDescription:
+        """See `Backend.load`; the engine stays here."""
+        self._engine = self._backend.load(settings)
+        return self._engine.description
+
+    def validate(self, request: GenerationRequest) -> None:
+        """See `GenerationEngine.validate`."""
+        self._open_engine().validate(request)
+
+    def generate(self, requests: list[GenerationRequest]) -> None:
+        """See `GenerationEngine.generate`; results are sent as soon as they are known."""
+        self._open_engine().generate(
+            requests,
+            on_result=lambda index, result: self._connection.send((RESULT, index, result)),
+        )
+
+    def close(self) -> None:
+        """See `GenerationEngine.close`."""
+        self._open_engine().close()
+        self._engine = None
+
+    def describe_tokenizer(self, source: str, kwargs: dict[str, Any]) -> TokenizerDescription:
+        """See `load_description`."""
+        return load_description(source, **kwargs)
+
+    def _open_engine(self) -> GenerationEngine:
+        if self._engine is None:
+            raise EngineClosedError("the engine's process was started anew: load the engine again")
+        return self._engine
+
+    def _answer(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        try:
+            return DONE, getattr(self, name)(*arguments)
+        except Exception as error:
+            return FAILED, _portable(error), traceback.format_exc()
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that the other process can make without importing torch."""
+    if isinstance(error, FlexGenError) or type(error).__module__ == "builtins":
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _end_with_parent() -> None:
+    """End once the parent has: a pipe from it ends however it dies, even in a long computation."""
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def _import_slow_modules() -> None:
+    """Import what every call needs. What fails is imported again, and reported, in a call."""
+    with suppress(Exception):
+        import transformers
+
+        import flexgen_helm.runtime.engine
+
+        _ = transformers.AutoTokenizer, flexgen_helm.runtime.engine
+
+
+def main() -> None:
+    """Serve the process at the other end of the socket whose number is the first argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _import_slow_modules()
+    EngineServer(Connection(int(sys.argv[1]))).serve()
+
+
+if __name__ == "__main__":
+    main()

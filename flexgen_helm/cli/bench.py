@@ -1,0 +1,142 @@
+"""`flexgen-helm bench`: measure ourselves beside others on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flexgen_helm.bench.checkpoint import SHAPES, random_checkpoint
+from flexgen_helm.bench.clients import PEERS, peer_client
+from flexgen_helm.bench.suites import SUITES, TOKENIZER, require_data
+from flexgen_helm.errors import BenchmarkError
+
+if TYPE_CHECKING:
+    from flexgen_helm.bench.helm_run import RunRow
+    from flexgen_helm.bench.report import Report
+
+DATA = Path("../shared/data")
+"""Where tokenizer and scenario data are beside the checkout on some machines."""
+
+WORK_DIR = Path("bench_output")
+
+
+def add_bench_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register ``bench BENCHMARK``."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure speed beside other software, on this machine",
+        description="Every benchmark prints conditions, measurements and ratios; with --json, one"
+        " JSON object with `ratios`, `conditions` and `rows`.",
+    )
+    benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    _add_helm_parser(benchmarks)
+
+
+def print_report(report: Report, *, as_json: bool) -> None:
+    """Print a report as every benchmark does: on stdout, whose last line is the JSON object."""
+    print(report.to_json() if as_json else report.to_text(), flush=True)
+
+
+def _add_helm_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = benchmarks.add_parser(
+        "helm",
+        help="helm-run with our client and runner, and with HELM's HuggingFaceClient",
+        description="Run the same HELM suites, on a checkpoint of random weights, through HELM's"
+        " HuggingFaceClient and through ours. Progress is reported on stderr.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--json", action="store_true", help="print the report as one JSON object")
+    add("--suites", nargs="+", choices=SUITES, default=list(SUITES), metavar="NAME", help="to run")
+    add("-m", "--max-eval-instances", type=_from(1), default=100, metavar="N", help="as helm-run's")
+    add("-t", "--num-train-trials", type=_from(1), default=3, metavar="N", help="as helm-run's")
+    add("--rounds", type=_from(1), default=1, metavar="N", help="times each suite is timed")
+    add("--peers", nargs="+", default=list(PEERS), metavar="DTYPE-THREADS", help="HELM's client")
+    add(
+        "--pilot-instances",
+        type=_from(0),
+        default=8,
+        metavar="N",
+        help="instances on which the fastest peer is found; 0 to time all of them in full",
+    )
+    add(
+        "--score-instances",
+        type=_from(0),
+        default=10,
+        metavar="N",
+        help="instances on which scores are compared in float32; 0 not to compare them",
+    )
+    add("--shape", choices=SHAPES, default="opt-125m", help="of the checkpoint")
+    add("--data", type=Path, default=DATA, metavar="DIR", help="tokenizer and scenario data")
+    add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="checkpoints, results, logs")
+    parser.set_defaults(run=run_bench_helm)
+
+
+def run_bench_helm(args: argparse.Namespace) -> int:
+    """Carry out ``bench helm``."""
+    from flexgen_helm.bench.conditions import machine_conditions
+    from flexgen_helm.bench.helm import Plan, Session, run_helm_benchmark
+    from flexgen_helm.bench.helm_run import Site, Size
+
+    suites = [SUITES[name] for name in args.suites]
+    require_data(args.data, suites)
+    plan = Plan(
+        suites=suites,
+        size=Size(instances=args.max_eval_instances, train_trials=args.num_train_trials),
+        rounds=args.rounds,
+        peers=[peer_client(setting) for setting in args.peers],
+        pilot_instances=min(args.pilot_instances, args.max_eval_instances),
+        score_instances=min(args.score_instances, args.max_eval_instances),
+    )
+    now = datetime.now(timezone.utc)
+    work_dir = args.work_dir.absolute()
+    shape = SHAPES[args.shape]
+    site = Site(
+        data=args.data.absolute(),
+        checkpoint=random_checkpoint(shape, tokenizer=args.data / TOKENIZER, parent=work_dir),
+        positions=shape.max_position_embeddings,
+        directory=_new_directory(work_dir / f"helm-{now:%Y%m%dT%H%M%S}"),
+    )
+    about = {"checkpoint": site.checkpoint.name, "data": str(args.data)}
+    print(f"HELM's output and logs are in {site.directory}", file=sys.stderr)
+    report = run_helm_benchmark(
+        plan, Session(site, _announce), {**machine_conditions(now), **about}
+    )
+    print_report(report, as_json=args.json)
+    return 0
+
+
+def _new_directory(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError as error:
+        raise BenchmarkError(
+            f"{path} is there already, and a benchmark needs a directory of its own: wait a second"
+            " or name another with --work-dir"
+        ) from error
+    return path
+
+
+def _announce(row: RunRow) -> None:
+    print(
+        f"{row.suite}, {row.stage}: {row.client}, {row.dtype}, {row.threads} threads,"
+        f" {row.requests} requests: {row.wall_s:.1f} s, {row.execution_s:.1f} s of it execution",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _from(least: int) -> Callable[[str], int]:
+    """Make the type of an argument that is a whole number, at least this."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is not a number from {least} on")
+        return value
+
+    return number

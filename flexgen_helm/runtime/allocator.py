@@ -1,0 +1,30 @@
+"""The C library's allocator, told what a model's activations are like."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
+_LARGEST_REUSED_BYTES = 32 << 20
+"""The largest value every glibc accepts; activations of a micro-batch mostly stay below."""
+
+_KEPT_BYTES = 512 << 20
+
+
+def reuse_freed_memory() -> None:
+    """Have large blocks reused instead of given back to the system after every operation.
+
+    glibc returns them at once, and the next operation gets fresh pages, each of which costs a fault
+    and its zeroing: on two CPU cores that doubles the time of an activation function. Elsewhere
+    than with glibc this does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return
+    library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_REUSED_BYTES)
+    library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

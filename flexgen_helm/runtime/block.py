@@ -1,0 +1,310 @@
+"""A block made ready: its packed tree, what its nodes are attended to, and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Sequence_
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flexgen_helm.batching import blocks
+from flexgen_helm.batching.packing import KEPT, NO_SEGMENT, PackedTree, Place, Rows, pack_tree
+from flexgen_helm.batching.prefix_tree import NO_NODE, build_tree
+from flexgen_helm.model.kv_cache import CachePool, SegmentCache
+from flexgen_helm.runtime.decode import Decoding, make_pools
+from flexgen_helm.runtime.head import Head
+from flexgen_helm.runtime.job import Job
+from flexgen_helm.runtime.loaded_model import Model
+from flexgen_helm.runtime.prefill import PoolWrite, PrefillMicroBatch
+from flexgen_helm.runtime.segments import KeptPrefix, Segment
+from flexgen_helm.runtime.sequence import Sequence
+from flexgen_helm.specs.policy import Policy
+
+
+class Block:
+    """Requests in prefill.
+
+    Args:
+        cut: which requests, and what their prompts share.
+        jobs: of these requests, by position.
+        kept: what the block before has left for this one.
+        number: counts blocks.
+        model: what computes it.
+        policy: sizes of micro-batches.
+    """
+
+    def __init__(
+        self,
+        cut: blocks.Block,
+        jobs: Sequence_[Job],
+        kept: KeptPrefix | None,
+        number: int,
+        model: Model,
+        policy: Policy,
+    ) -> None:
+        self.jobs = jobs
+        self._model = model
+        self._kept = kept
+        self._keep = cut.keep
+        self._prompts = [job.request.prompt_token_ids for job in jobs]
+        kept_len = kept.num_tokens if kept else 0
+        nodes = build_tree(
+            [job.prompt_len for job in jobs], cut.shared, kept=kept_len, keep=cut.keep
+        )
+        self._tree = pack_tree(
+            nodes,
+            [job.num_decoding for job in jobs],
+            micro_batch_tokens=policy.micro_batch_tokens,
+            kept=kept_len,
+            keep=cut.keep,
+        )
+        self._ends = _end_places(self._tree, len(jobs))
+        self._rows = _RowNumbers(self._tree, kept_len)
+        self._segments = self._make_segments()
+        self.pools = make_pools(self._decodings(number), policy.micro_batch_size, model)
+        self.micro_batches = self._make_micro_batches()
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Prompt tokens it computes."""
+        return sum(micro_batch.num_rows for micro_batch in self.micro_batches)
+
+    @property
+    def num_sequences(self) -> int:
+        return sum(len(job.sequences) for job in self.jobs)
+
+    def finish(self, outputs: Sequence_[Tensor], head: Head) -> KeptPrefix | None:
+        """Score prompts and draw first tokens; return what the next block shares.
+
+        Args:
+            outputs: per micro-batch, last hidden states of its needed rows.
+            head: what draws and scores.
+        """
+        hidden = torch.cat([self._kept.hidden, *outputs] if self._kept else list(outputs))
+        rows = self._hidden_rows()
+        self._score(hidden, rows, head)
+        self._draw(hidden, rows, head)
+        self._share_cost()
+        kept = self._keep_path(hidden, rows)
+        for segment in self._segments:
+            segment.end_prefill()
+        return kept
+
+    def _make_segments(self) -> list[Segment]:
+        decodes = list(accumulate((job.num_decoding > 0 for job in self.jobs), initial=0))
+        segments = []
+        for owner in self._tree.owners:
+            place = self._tree.places[owner]
+            node = place.node
+            has_decoding = decodes[node.last] > decodes[node.first]
+            segments.append(self._make_segment(place, decodes=has_decoding))
+        return segments
+
+    def _make_segment(self, place: Place, *, decodes: bool) -> Segment:
+        cache_format, num_tokens = self._model.cache_format, len(place.chain)
+        if place.micro_batch == KEPT:
+            assert self._kept is not None, "kept places are those of a kept prefix"
+            return self._kept.segment(
+                place.node.start, place.node.end, cache_format, decodes=decodes
+            )
+        cache = SegmentCache(cache_format, num_tokens) if decodes else None
+        if not self._is_kept_later(place):
+            return Segment(num_tokens, cache, None)
+        if cache is not None and not cache_format.compressed:
+            return Segment(num_tokens, cache, cache)
+        return Segment(num_tokens, cache, SegmentCache(cache_format.uncompressed, num_tokens))
+
+    def _is_kept_later(self, place: Place) -> bool:
+        return place.node.last == len(self.jobs) and place.node.end <= self._keep
+
+    def _decodings(self, number: int) -> list[Decoding]:
+        decodings = []
+        sharers = self._num_sharers()
+        for position, job in enumerate(self.jobs):
+            end = self._tree.places[self._ends[position]]
+            is_shared = end.segment != NO_SEGMENT
+            path = self._tree.path(end.segment if is_shared else end.context)
+            chain_len = 0 if is_shared else len(end.chain)
+            for sequence in job.sequences[: job.num_decoding]:
+                decodings.append(
+                    Decoding(
+                        sequence=sequence,
+                        job=job,
+                        order=(number, position),
+                        segments=tuple(self._segments[segment] for segment in path),
+                        shared_tokens=sum(self._segments[s].num_tokens / sharers[s] for s in path),
+                        chain_len=chain_len,
+                        capacity=chain_len + job.max_new_tokens - 1,
+                    )
+                )
+        return decodings
+
+    def _num_sharers(self) -> list[int]:
+        """Per segment, sequences that decode below it."""
+        before = list(accumulate((job.num_decoding for job in self.jobs), initial=0))
+        nodes = [self._tree.places[owner].node for owner in self._tree.owners]
+        return [before[node.last] - before[node.first] for node in nodes]
+
+    def _make_micro_batches(self) -> list[PrefillMicroBatch]:
+        needed = self._rows.by_micro_batch(self._needed_rows())
+        writes = self._pool_writes()
+        micro_batches: list[PrefillMicroBatch] = []
+        for index, packed in enumerate(self._tree.micro_batches):
+            previous = micro_batches[-1] if micro_batches else None
+            micro_batches.append(
+                PrefillMicroBatch(
+                    packed,
+                    self._prompts,
+                    self._segments,
+                    writes[index],
+                    needed[index],
+                    previous,
+                    self._model,
+                )
+            )
+        return micro_batches
+
+    def _pool_writes(self) -> list[list[PoolWrite]]:
+        """Per micro-batch, what it stores for the sequences that end in it."""
+        writes: list[list[PoolWrite]] = [[] for _ in self._tree.micro_batches]
+        for pool in self.pools:
+            parts: dict[int, list[tuple[int, Rows]]] = {}
+            for slot, member in enumerate(pool.members):
+                end = self._tree.places[self._ends[member.order[1]]]
+                if member.chain_len:
+                    parts.setdefault(end.micro_batch, []).append((slot, end.chain))
+            for micro_batch, chains in parts.items():
+                writes[micro_batch].append(_pool_write(pool.cache, chains, self._model))
+        return writes
+
+    def _needed_rows(self) -> Rows:
+        """Rows whose last hidden state is read: to draw, to score, or by a later block."""
+        needed = np.zeros(self._rows.total, dtype=bool)
+        scored = self._scored_before()
+        for index, place in enumerate(self._tree.places):
+            own = self._rows.of(index)
+            later = self._is_kept_later(place)
+            if later or scored[place.node.last] > scored[place.node.first]:
+                needed[own] = True
+        for position, job in enumerate(self.jobs):
+            if job.max_new_tokens:
+                needed[self._last_row(position)] = True
+        needed[: self._rows.num_kept] = True
+        return np.flatnonzero(needed)
+
+    def _hidden_rows(self) -> Rows:
+        """Where the last hidden state of each row of the block is, if it was needed."""
+        needed = self._needed_rows()
+        where = np.full(self._rows.total, -1)
+        where[needed] = np.arange(len(needed))
+        return where
+
+    def _scored_before(self) -> list[int]:
+        """Number of requests before each position whose prompt is to be scored."""
+        return list(accumulate((job.request.prompt_logprobs for job in self.jobs), initial=0))
+
+    def _last_row(self, position: int) -> int:
+        return self._rows.of(self._ends[position]).stop - 1
+
+    def _score(self, hidden: Tensor, where: Rows, head: Head) -> None:
+        """Give each prompt that is to be scored its log-probabilities, computing each once."""
+        scored = self._scored_before()
+        rows: list[int] = []
+        targets: list[int] = []
+        bounds = [0]
+        for index, place in enumerate(self._tree.places):
+            node = place.node
+            if scored[node.last] > scored[node.first]:
+                rows += where[self._rows.before(index, node.parent)].tolist()
+                targets += self._prompts[node.first][max(node.start, 1) : node.end]
+            bounds.append(len(rows))
+        logprobs = head.score(hidden, rows, targets)
+        for position, job in enumerate(self.jobs):
+            if job.request.prompt_logprobs:
+                index, parts = self._ends[position], []
+                while index != NO_NODE:
+                    parts.append(logprobs[bounds[index] : bounds[index + 1]])
+                    index = self._tree.places[index].node.parent
+                job.prompt_logprobs = (None, *(x for part in reversed(parts) for x in part))
+
+    def _draw(self, hidden: Tensor, where: Rows, head: Head) -> None:
+        sequences: list[Sequence] = []
+        rows: list[int] = []
+        for position, job in enumerate(self.jobs):
+            if job.max_new_tokens:
+                sequences += job.sequences
+                rows += [int(where[self._last_row(position)])] * len(job.sequences)
+        head.draw(hidden, rows, sequences)
+
+    def _share_cost(self) -> None:
+        """Divide the tokens computed among the requests that have them in common."""
+        shares: list[float] = []
+        for place in self._tree.places:
+            above = 0.0 if place.node.parent == NO_NODE else shares[place.node.parent]
+            computed = 0 if place.micro_batch == KEPT else place.node.num_tokens
+            shares.append(above + computed / place.node.num_prompts)
+        for position, job in enumerate(self.jobs):
+            job.computed_prompt_tokens = shares[self._ends[position]]
+
+    def _keep_path(self, hidden: Tensor, where: Rows) -> KeptPrefix | None:
+        if not self._keep:
+            return None
+        path = [i for i, place in enumerate(self._tree.places) if self._is_kept_later(place)]
+        rows = np.concatenate([where[self._rows.of(index)] for index in path])
+        segments = [self._segments[self._tree.places[index].segment] for index in path]
+        kept_hidden = hidden[self._model.indices(rows)]
+        return KeptPrefix.join(segments, kept_hidden, self._model.cache_format)
+
+
+class _RowNumbers:
+    """Numbers all rows of a block: kept ones first, then those of each micro-batch."""
+
+    def __init__(self, tree: PackedTree, num_kept: int) -> None:
+        self.num_kept = num_kept
+        self._places = tree.places
+        sizes = [micro_batch.num_rows for micro_batch in tree.micro_batches]
+        self._starts = list(accumulate(sizes, initial=num_kept))
+        self.total = self._starts[-1]
+
+    def of(self, index: int) -> slice:
+        """Rows of a place."""
+        place = self._places[index]
+        start = 0 if place.micro_batch == KEPT else self._starts[place.micro_batch]
+        return slice(start + place.row, start + place.own.stop)
+
+    def before(self, index: int, parent: int) -> Rows:
+        """Rows of the tokens before each token of a place; the very first token has none."""
+        own = self.of(index)
+        rows = np.arange(own.start, own.stop - 1)
+        return rows if parent == NO_NODE else np.concatenate([[self.of(parent).stop - 1], rows])
+
+    def by_micro_batch(self, rows: Rows) -> list[Rows]:
+        """Divide sorted rows among the micro-batches, numbered within each."""
+        bounds = np.searchsorted(rows, self._starts)
+        return [
+            rows[bounds[index] : bounds[index + 1]] - start
+            for index, start in enumerate(self._starts[:-1])
+        ]
+
+
+def _end_places(tree: PackedTree, num_positions: int) -> list[int]:
+    """Per position, index of the place its prompt ends in."""
+    ends = [0] * num_positions
+    for index, place in enumerate(tree.places):
+        follower = tree.places[index + 1].node if index + 1 < len(tree.places) else None
+        has_child = follower is not None and follower.parent == index
+        # Prompts that end here sort before those that go on.
+        after = follower.first if has_child and follower is not None else place.node.last
+        ends[place.node.first : after] = [index] * (after - place.node.first)
+    return ends
+
+
+def _pool_write(pool: CachePool, chains: Sequence_[tuple[int, Rows]], model: Model) -> PoolWrite:
+    return PoolWrite(
+        pool=pool,
+        rows=model.indices(np.concatenate([chain for _, chain in chains])),
+        slots=model.indices(np.repeat([slot for slot, _ in chains], [len(c) for _, c in chains])),
+        positions=model.indices(np.concatenate([np.arange(len(c)) for _, c in chains])),
+    )

@@ -1,0 +1,245 @@
+"""Sequences in decode: pools of them with their caches, and micro-batches made of pools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Sequence_
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flexgen_helm.model.attention import Attended, attend, attend_one, merge_
+from flexgen_helm.model.kv_cache import CachePool, KeysValues
+from flexgen_helm.runtime.job import Job
+from flexgen_helm.runtime.loaded_model import Model
+from flexgen_helm.runtime.segments import Segment
+from flexgen_helm.runtime.sequence import Sequence
+
+LEAST_FILLED = 0.8
+"""Sequences share a pool if the shortest needs at least this part of the longest one's capacity;
+and a pool is packed anew when more than the rest of its slots is unused."""
+
+GROWTH = 64
+"""Tokens a pool has more room for than it holds when it is packed. All of that room is read for
+every token, so it does not begin with what the longest completion might need."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decoding:
+    """A sequence in decode."""
+
+    sequence: Sequence
+    job: Job
+    """The request it completes."""
+
+    order: tuple[int, int]
+    """Block and place in its tree: those that share a segment are neighbours."""
+
+    segments: tuple[Segment, ...]
+    """What it shares with others."""
+
+    shared_tokens: float
+    """Its share of the tokens in these."""
+
+    chain_len: int
+    """Prompt tokens it has to itself."""
+
+    capacity: int
+    """Tokens its own cache will hold at most."""
+
+    @property
+    def own_len(self) -> int:
+        """Tokens its own cache holds."""
+        return self.chain_len + len(self.sequence.generated) - 1
+
+
+class Pool:
+    """Sequences whose own keys and values stand side by side.
+
+    Args:
+        members: sequences by slot, sorted by `order`.
+        cache: their own keys and values.
+        model: what computes them.
+    """
+
+    def __init__(self, members: Sequence_[Decoding], cache: CachePool, model: Model) -> None:
+        self.cache = cache
+        self.members = list(members)
+        self._slots = list(range(len(self.members)))
+        self._model = model
+
+    @classmethod
+    def make(cls, members: Iterable[Decoding], model: Model) -> Pool:
+        """Return a pool with an empty cache."""
+        ordered = sorted(members, key=lambda member: member.order)
+        cache = CachePool(model.cache_format, len(ordered), _current_capacity(ordered))
+        return cls(ordered, cache, model)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [member.sequence for member in self.members]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens each slot will need at most."""
+        return max(member.capacity for member in self.members)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens all slots will need at most."""
+        return self.cache.num_slots * self.capacity
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether too many slots are unused, or the next token has no place."""
+        sparse = len(self.members) < LEAST_FILLED * self.cache.num_slots
+        return sparse or max(m.own_len for m in self.members) >= self.cache.capacity
+
+    def drop_finished(self) -> list[Decoding]:
+        """Take out the sequences that have ended."""
+        alive = [not member.sequence.finished for member in self.members]
+        dropped = [m for m, live in zip(self.members, alive, strict=True) if not live]
+        self._slots = [s for s, live in zip(self._slots, alive, strict=True) if live]
+        self.members = [m for m, live in zip(self.members, alive, strict=True) if live]
+        return dropped
+
+    @classmethod
+    def merge(cls, pools: Sequence_[Pool]) -> Pool:
+        """Return one pool of those that are left in several, without unused slots, with room."""
+        model = pools[0]._model
+        pairs = [(pool, index) for pool in pools for index in range(len(pool.members))]
+        pairs.sort(key=lambda pair: pair[0].members[pair[1]].order)
+        runs: list[tuple[Pool, list[int]]] = []
+        for pool, index in pairs:
+            if not runs or runs[-1][0] is not pool:
+                runs.append((pool, []))
+            runs[-1][1].append(pool._slots[index])
+        cache = CachePool.gather(
+            [(pool.cache, model.indices(slots)) for pool, slots in runs],
+            [max(member.own_len for member in pool.members) for pool, _ in runs],
+            _current_capacity([pool.members[index] for pool, index in pairs]),
+        )
+        return cls([pool.members[index] for pool, index in pairs], cache, model)
+
+    def begin_token(self) -> None:
+        """Prepare what is the same in all layers."""
+        lengths = [0] * self.cache.num_slots
+        for slot, member in zip(self._slots, self.members, strict=True):
+            lengths[slot] = member.own_len
+        ends = self._model.indices(lengths)
+        self._mask = torch.arange(self.cache.capacity, device=ends.device) >= ends[:, None]
+        self._used = self._model.indices(self._slots)
+        self._positions = ends[self._used]
+        self._readings = list(_readings(self.members))
+
+    def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Tensor:
+        """Attention of each sequence's new position in a layer, [b, e] -> [b, e]."""
+        heads = self._model.spec.num_heads
+        q, k, v = (x.unflatten(1, (heads, -1)) for x in (queries, *new))
+        total = self._attend_own(layer, q, (k, v))
+        self.cache.write(layer, self._used, self._positions, new)
+        for segment, rows in self._readings:
+            assert segment.cache is not None, "a segment above a sequence in decode is cached"
+            keys, values = segment.cache.read(layer)
+            part = attend(
+                q[None, rows],
+                keys.unflatten(1, (heads, -1))[None],
+                values.unflatten(1, (heads, -1))[None],
+            )
+            merge_(total, rows, Attended(part.values[0], part.lse[0]))
+        return total.values.flatten(1)
+
+    def _attend_own(self, layer: int, q: Tensor, own: tuple[Tensor, Tensor]) -> Attended:
+        keys, values = self.cache.read(layer)
+        if len(self._slots) == self.cache.num_slots:
+            return attend_one(q, keys, values, self._mask, own)
+        spread = [x.new_zeros(len(keys), *x.shape[1:]) for x in (q, *own)]
+        for target, x in zip(spread, (q, *own), strict=True):
+            target[self._used] = x
+        total = attend_one(spread[0], keys, values, self._mask, (spread[1], spread[2]))
+        return Attended(total.values[self._used], total.lse[self._used])
+
+
+class DecodeMicroBatch:
+    """Pools that pass through a layer together, one new token a sequence."""
+
+    needed: Tensor | None = None
+
+    def __init__(self, pools: Sequence_[Pool], model: Model) -> None:
+        self.sequences = [sequence for pool in pools for sequence in pool.sequences]
+        self.num_rows = len(self.sequences)
+        self.token_ids = model.indices([s.generated[-1] for s in self.sequences])
+        self.positions = model.indices([s.position for s in self.sequences])
+        self._pools = pools
+        for pool in pools:
+            pool.begin_token()
+
+    def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Tensor:
+        """Attention of all rows in a layer, [n, e] -> [n, e]."""
+        attended, start = [], 0
+        for pool in self._pools:
+            rows = slice(start, start + len(pool.members))
+            attended.append(pool.attend(layer, queries[rows], new.rows(rows)))
+            start = rows.stop
+        return torch.cat(attended) if len(attended) > 1 else attended[0]
+
+
+def make_pools(members: Iterable[Decoding], size: int, model: Model) -> list[Pool]:
+    """Divide sequences into pools of at most `size`, of similar capacity each."""
+    pools: list[list[Decoding]] = []
+    for member in sorted(members, key=lambda member: (-member.capacity, member.order)):
+        longest = pools[-1][0].capacity if pools else 0
+        if not pools or len(pools[-1]) == size or member.capacity < LEAST_FILLED * longest:
+            pools.append([])
+        pools[-1].append(member)
+    return [Pool.make(pool, model) for pool in pools]
+
+
+def repack(pools: Iterable[Pool], size: int) -> list[Pool]:
+    """Drop empty pools, pack outgrown ones anew, and join small ones.
+
+    Copying costs about as much as a few tokens of decode, so it waits until it saves a part of
+    every further token.
+    """
+    repacked: list[Pool] = []
+    for pool in sorted((p for p in pools if p.members), key=lambda pool: -pool.capacity):
+        other = repacked[-1] if repacked else None
+        if other is not None and _joins(other, pool, size):
+            repacked[-1] = Pool.merge([other, pool])
+        elif pool.outgrown:
+            repacked.append(Pool.merge([pool]))
+        else:
+            repacked.append(pool)
+    return repacked
+
+
+def group(pools: Sequence_[Pool], size: int) -> list[list[Pool]]:
+    """Divide pools into micro-batches of at most `size` sequences, one pool at least."""
+    groups: list[list[Pool]] = []
+    for pool in pools:
+        used = sum(len(other.members) for other in groups[-1]) if groups else size
+        if used + len(pool.members) > size:
+            groups.append([])
+        groups[-1].append(pool)
+    return groups
+
+
+def _current_capacity(members: Iterable[Decoding]) -> int:
+    return max(min(member.capacity, member.own_len + GROWTH) for member in members)
+
+
+def _joins(one: Pool, other: Pool, size: int) -> bool:
+    small = len(one.members) + len(other.members) <= size // 2
+    return small and other.capacity >= LEAST_FILLED * one.capacity
+
+
+def _readings(members: Sequence_[Decoding]) -> Iterator[tuple[Segment, slice]]:
+    """Segments with the run of members that share each."""
+    runs: dict[int, tuple[Segment, int, int]] = {}
+    for row, member in enumerate(members):
+        for segment in member.segments:
+            start = runs[id(segment)][1] if id(segment) in runs else row
+            runs[id(segment)] = (segment, start, row + 1)
+    for segment, start, stop in runs.values():
+        yield segment, slice(start, stop)

@@ -1,0 +1,150 @@
+"""The process that computes, on a real engine."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from flexgen_helm.adapter.backend import EngineSettings
+from flexgen_helm.adapter.engine_process import (
+    ENGINE_PROCESS,
+    EngineProcess,
+    ProcessBackend,
+    RemoteEngine,
+    wants_engine,
+)
+from flexgen_helm.adapter.runtime_backend import RuntimeBackend
+from flexgen_helm.errors import CheckpointError, EngineClosedError, InvalidRequestError
+from flexgen_helm.specs.request import GenerationRequest
+
+REQUESTS = [GenerationRequest(prompt_token_ids=(2, 5, 9)), GenerationRequest(prompt_token_ids=(2,))]
+
+
+@pytest.fixture
+def process():
+    yield ENGINE_PROCESS
+    ENGINE_PROCESS.stop()
+
+
+@pytest.fixture
+def settings(checkpoint):
+    return EngineSettings(checkpoint=str(checkpoint), dtype="float32")
+
+
+def pid_of(process):
+    process.start()
+    return process._process.pid
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_results_are_those_of_an_engine_here(process, settings):
+    there, here = ProcessBackend(), RuntimeBackend()
+    assert there.identify(settings) == here.identify(settings)
+    remote, local = there.load(settings), here.load(settings)
+    assert remote.description == local.description
+    seen = []
+    results = remote.generate(REQUESTS, on_result=lambda *known: seen.append(known))
+    expected = local.generate(REQUESTS)
+    assert [r.completions for r in results] == [r.completions for r in expected]
+    assert sorted(index for index, _ in seen) == [0, 1]
+    assert all(results[index] is result for index, result in seen)
+    remote.close()
+    local.close()
+    with pytest.raises(EngineClosedError, match="load the engine again"):
+        remote.generate(REQUESTS)
+
+
+def test_errors_are_those_of_the_engine(process, settings):
+    engine = ProcessBackend().load(settings)
+    with pytest.raises(InvalidRequestError, match="prompt has 300 tokens"):
+        engine.validate(GenerationRequest(prompt_token_ids=(2,) * 300))
+    with pytest.raises(CheckpointError, match="nothing"):
+        ProcessBackend().identify(EngineSettings(checkpoint="./nothing"))
+    with pytest.raises(AttributeError) as failure:
+        process.call("no_such_method")
+    assert "engine_server.py" in str(failure.value.__cause__)
+
+
+def test_a_killed_process_is_reported_and_started_again(process, settings):
+    engine = ProcessBackend().load(settings)
+    os.kill(pid_of(process), signal.SIGKILL)
+    with pytest.raises(EngineClosedError, match="ended with status -9"):
+        engine.generate(REQUESTS)
+    assert ProcessBackend().load(settings).generate(REQUESTS)
+
+
+def test_an_interrupt_ends_it(process, settings):
+    def interrupt(index, result):
+        raise KeyboardInterrupt
+
+    engine = ProcessBackend().load(settings)
+    pid = pid_of(process)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(REQUESTS, on_result=interrupt)
+    assert not is_running(pid)
+
+
+def test_starting_and_stopping_twice_changes_nothing():
+    process = EngineProcess()
+    process.stop()
+    first = pid_of(process)
+    assert pid_of(process) == first
+    process.stop()
+    process.stop()
+    assert not is_running(first)
+
+
+def test_it_ends_with_its_parent_however_that_dies():
+    script = """
+import os, signal
+from flexgen_helm.adapter.engine_process import ENGINE_PROCESS
+ENGINE_PROCESS.start()
+print(ENGINE_PROCESS._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    parent = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    pid = int(parent.stdout)
+    deadline = time.monotonic() + 60
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(pid)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--runner-class-name", "flexgen_helm.FlexGenRunner"], True),
+        (["--runner-class-name=flexgen_helm.FlexGenRunner", "-r", "a"], True),
+        (["--runner-class-name=flexgen_helm.FlexGenRunner", "--help"], False),
+        (["--runner-class-name", "x.Y"], False),
+        ([], False),
+    ],
+)
+def test_runs_of_ours_want_an_engine(arguments, expected):
+    assert wants_engine(["helm-run", *arguments]) is expected
+
+
+def test_helm_is_not_imported_there_nor_torch_here():
+    script = """
+import sys
+import flexgen_helm.adapter.{module}
+print(*sys.modules)
+"""
+    for module, banned in (("engine_server", "helm"), ("client", "torch")):
+        command = [sys.executable, "-c", script.format(module=module)]
+        imported = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert banned not in imported.split()
+
+
+def test_a_remote_engine_is_loaded_there(process, settings):
+    assert RemoteEngine(process, settings).description.device == "cpu"

@@ -1,0 +1,119 @@
+"""The plain batched engine: every prompt computed whole, every sequence with a cache of its own.
+
+The oracle of the executor, which must return the same whatever it shares, stores or postpones.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from flexgen_helm.model import opt
+from flexgen_helm.model.kv_cache import KeysValues
+from flexgen_helm.offload.weights import EMBEDDINGS, layer_part
+from flexgen_helm.runtime.head import Head
+from flexgen_helm.runtime.job import Job
+
+
+class PlainExecutor:
+    """Prefills all requests together, then decodes all sequences together."""
+
+    def __init__(self, model):
+        self._model = model
+        self._head = Head(model)
+
+    @torch.inference_mode()
+    def run(self, requests):
+        jobs = [Job(index, request, self._model) for index, request in enumerate(requests)]
+        caches = self._prefill(jobs)
+        while live := [(s, caches[s]) for job in jobs for s in job.sequences if not s.finished]:
+            self._decode(live)
+        return [job.result(peak_memory_bytes=0) for job in jobs]
+
+    def _prefill(self, jobs):
+        prompts = [job.request.prompt_token_ids for job in jobs]
+        lengths = [len(prompt) for prompt in prompts]
+        caches = [_Cache(self._model) for _ in jobs]
+
+        def attention(layer, queries, new):
+            outputs, start = [], 0
+            for cache, length in zip(caches, lengths, strict=True):
+                rows = slice(start, start + length)
+                cache.append(layer, new.rows(rows))
+                outputs.append(self._attend(queries[rows], new.rows(rows), is_causal=True))
+                start += length
+            return torch.cat(outputs)
+
+        hidden = self._pass(
+            [token for prompt in prompts for token in prompt],
+            [position for length in lengths for position in range(length)],
+            attention,
+        )
+        start = 0
+        for job, prompt in zip(jobs, prompts, strict=True):
+            last = start + len(prompt) - 1
+            if job.request.prompt_logprobs:
+                scores = self._head.score(hidden, range(start, last), prompt[1:])
+                job.prompt_logprobs = (None, *scores)
+            drawing = [sequence for sequence in job.sequences if not sequence.finished]
+            self._head.draw(hidden, [last] * len(drawing), drawing)
+            start = last + 1
+        return {
+            sequence: cache.copy()
+            for job, cache in zip(jobs, caches, strict=True)
+            for sequence in job.sequences
+        }
+
+    def _decode(self, live):
+        def attention(layer, queries, new):
+            outputs = []
+            for row, (_, cache) in enumerate(live):
+                one = slice(row, row + 1)
+                past = cache.read(layer)
+                keys, values = (torch.cat(x) for x in zip(past, new.rows(one), strict=True))
+                outputs.append(self._attend(queries[one], KeysValues(keys, values)))
+                cache.append(layer, new.rows(one))
+            return torch.cat(outputs)
+
+        sequences = [sequence for sequence, _ in live]
+        hidden = self._pass(
+            [s.generated[-1] for s in sequences], [s.position for s in sequences], attention
+        )
+        self._head.draw(hidden, range(len(sequences)), sequences)
+
+    def _attend(self, queries, seen, **options):
+        heads = self._model.spec.num_heads
+        q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1)[None] for x in (queries, *seen))
+        attended = F.scaled_dot_product_attention(q, k, v, scale=1.0, **options)
+        return attended[0].transpose(0, 1).flatten(1)
+
+    def _pass(self, token_ids, positions, attention):
+        model = self._model
+        part = model.weights.fetch(EMBEDDINGS)
+        hidden = opt.embed(model.spec, part, model.indices(token_ids), model.indices(positions))
+        for layer in range(model.spec.num_layers):
+            part = model.weights.fetch(layer_part(layer))
+            hidden = opt.layer(
+                model.spec,
+                part,
+                hidden,
+                lambda queries, new: attention(layer, queries, new),  # noqa: B023
+            )
+        return hidden
+
+
+class _Cache:
+    def __init__(self, model, layers=None):
+        self._model = model
+        self._layers = layers or {}
+
+    def append(self, layer, new):
+        cache_format = self._model.cache_format
+        stored = [cache_format.decompress(cache_format.compress(rows)) for rows in new]
+        if layer in self._layers:
+            stored = [torch.cat(x) for x in zip(self._layers[layer], stored, strict=True)]
+        self._layers[layer] = KeysValues(*stored)
+
+    def read(self, layer):
+        return self._layers[layer]
+
+    def copy(self):
+        return _Cache(self._model, dict(self._layers))
