@@ -42,6 +42,15 @@ class EngineSettings:
     num_micro_batches: int | None = None
     """Micro-batches one pass over the weights serves; `None` leaves it to the engine."""
 
+    micro_batch_tokens: int | None = None
+    """Prompt tokens computed together; `None` leaves it to the engine."""
+
+    cache_bytes: int | None = None
+    """Bytes the KV cache may take; `None` leaves it to the engine."""
+
+    share_prefixes: bool | None = None
+    """Whether what prompts have in common is computed once; `None` leaves it to the engine."""
+
     backend: str = DEFAULT_BACKEND
     """Class path of the `Backend`."""
 

@@ -45,6 +45,9 @@ class FlexGenClient(CachingClient):
         device: str = "auto",
         micro_batch_size: int | None = None,
         num_micro_batches: int | None = None,
+        micro_batch_tokens: int | None = None,
+        cache_bytes: int | None = None,
+        share_prefixes: bool | None = None,
         backend: str = DEFAULT_BACKEND,
         end_of_text_token: str | None = None,
     ) -> None:
@@ -66,6 +69,9 @@ class FlexGenClient(CachingClient):
                 device=device,
                 micro_batch_size=micro_batch_size,
                 num_micro_batches=num_micro_batches,
+                micro_batch_tokens=micro_batch_tokens,
+                cache_bytes=cache_bytes,
+                share_prefixes=share_prefixes,
                 backend=backend,
             )
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields
 
 from flexgen_helm.adapter.backend import EngineSettings, GenerationEngine, Identity
 from flexgen_helm.specs.compression import Compression
@@ -35,8 +35,6 @@ class RuntimeBackend:
 
 
 def _policy(settings: EngineSettings) -> Policy:
-    sizes: dict[str, Any] = {
-        "micro_batch_size": settings.micro_batch_size,
-        "num_micro_batches": settings.num_micro_batches,
-    }
-    return Policy(**{name: size for name, size in sizes.items() if size is not None})
+    """Return the engine's defaults with what the settings say."""
+    given = {field.name: getattr(settings, field.name) for field in fields(Policy)}
+    return Policy(**{name: value for name, value in given.items() if value is not None})

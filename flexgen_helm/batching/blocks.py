@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flexgen_helm.batching.prefix_tree import Order, prefix_order
-from flexgen_helm.specs.request import GenerationRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,26 +52,24 @@ class PendingRequests:
 
     def __init__(
         self,
-        requests: Sequence[GenerationRequest],
-        indices: Sequence[int],
-        demands: Sequence[Demand],
+        prompts: Mapping[int, Sequence[int]],
+        demands: Mapping[int, Demand],
         *,
         share_prefixes: bool = True,
     ) -> None:
         """Arrange requests.
 
         Args:
-            requests: all requests of a call.
-            indices: which of them these are.
-            demands: what each of `requests` takes.
+            prompts: token ids by the request's index.
+            demands: what each takes, likewise.
             share_prefixes: whether to look for common prefixes at all.
         """
-        prompts = [requests[index].prompt_token_ids for index in indices]
-        order = prefix_order(prompts) if share_prefixes else _as_given(len(prompts))
+        indices = list(prompts)
+        order = (prefix_order if share_prefixes else _as_given)(list(prompts.values()))
         self._indices = [indices[index] for index in order.indices]
         self._shared = order.shared
         self._demands = [demands[index] for index in self._indices]
-        self._prompt_lens = [len(prompts[index]) for index in order.indices]
+        self._prompt_lens = [len(prompts[index]) for index in self._indices]
         self._next = 0
 
     def __bool__(self) -> bool:
@@ -124,5 +121,5 @@ def cut(
     return len(prompt_lens)
 
 
-def _as_given(count: int) -> Order:
-    return Order(list(range(count)), [0] * count)
+def _as_given(prompts: Sequence[Sequence[int]]) -> Order:
+    return Order(list(range(len(prompts))), [0] * len(prompts))

@@ -11,7 +11,7 @@ computed once; only keys and values of chains are read several times.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -68,9 +68,11 @@ KEPT = -1
 
 
 class Reading(NamedTuple):
-    """Rows of a micro-batch that attend to a segment."""
+    """Rows of a micro-batch that attend to segments."""
 
-    segment: int
+    segments: tuple[int, ...]
+    """One below another; read as if they were one."""
+
     rows: slice
 
 
@@ -87,7 +89,7 @@ class PackedMicroBatch:
     """Its nodes, in the order of their rows."""
 
     readings: list[Reading]
-    """Which rows attend to which segment, its own and earlier ones'."""
+    """Which rows attend to which segments, its own and earlier ones'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,8 +278,8 @@ class _Layout:
         ]
 
     def _readings(self, num_micro_batches: int) -> list[list[Reading]]:
-        """Which rows lie below each segment: one run in each micro-batch its subtree reaches."""
-        readings: list[list[Reading]] = [[] for _ in range(num_micro_batches)]
+        """What each micro-batch reads."""
+        below: list[dict[int, slice]] = [{} for _ in range(num_micro_batches)]
         for segment, owner in enumerate(self._owners):
             index, end = owner + 1, self._ends[owner]
             while index < end:
@@ -285,9 +287,37 @@ class _Layout:
                 after = min(end, bisect_right(self._micro_batches, micro_batch))
                 if micro_batch != KEPT:
                     rows = slice(self._places[index].row, self._places[after - 1].own.stop)
-                    readings[micro_batch].append(Reading(segment, rows))
+                    below[micro_batch][segment] = rows
                 index = after
-        return readings
+        return [list(_joined_readings(rows, self._contexts)) for rows in below]
+
+
+def _joined_readings(below: Mapping[int, slice], contexts: Sequence[int]) -> Iterator[Reading]:
+    """Turn the rows below each segment into products, as few as pay.
+
+    A segment that most readers of the one above it read, too, is read together with that one: it
+    takes a copy of the keys and values above, and saves a product and its merging. The few other
+    readers of the one above get a product of their own.
+    """
+    heirs: dict[int, int] = {}
+    for segment, rows in below.items():
+        above = contexts[segment]
+        if above != NO_SEGMENT and 2 * _length(rows) > _length(below[above]):
+            heirs[above] = segment
+    joined: dict[int, tuple[int, ...]] = {}
+    for segment, rows in below.items():
+        above = contexts[segment]
+        inherits = heirs.get(above) == segment
+        joined[segment] = (*joined[above], segment) if inherits else (segment,)
+        rest = [rows]
+        if segment in heirs:
+            heir = below[heirs[segment]]
+            rest = [slice(rows.start, heir.start), slice(heir.stop, rows.stop)]
+        yield from (Reading(joined[segment], part) for part in rest if _length(part))
+
+
+def _length(rows: slice) -> int:
+    return rows.stop - rows.start
 
 
 _NO_ROWS = np.arange(0)

@@ -38,8 +38,8 @@ class Client:
     model: str
     """Name of the deployment."""
 
-    arguments: tuple[str, ...] = ()
-    """Further arguments of `helm-run`."""
+    program: tuple[str, ...] = ("helm.benchmark.run",)
+    """What Python is to run as `helm-run`: a module, and arguments that come first."""
 
     @property
     def label(self) -> str:
@@ -48,13 +48,13 @@ class Client:
 
 
 def our_client(checkpoint: Path, *, dtype: str = "auto") -> Client:
-    """Return our client as a user would run it: through the runner, with HELM's other defaults."""
+    """Return our client as the README runs it: ``flexgen-helm run``, with HELM's defaults."""
     return Client(
         name=OURS,
         dtype=dtype,
         threads=4,
         model=DeploymentSpec(checkpoint=str(checkpoint.absolute()), dtype=dtype).name,
-        arguments=("--runner-class-name", "flexgen_helm.FlexGenRunner"),
+        program=("flexgen_helm", "run"),
     )
 
 

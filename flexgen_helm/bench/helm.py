@@ -61,6 +61,7 @@ class Plan:
         return {
             "peer": f"{chosen} {peers}",
             "rounds": self.rounds,
+            "commands": "flexgen-helm run for ours, helm-run for theirs, with the same arguments",
             "order": "ours, theirs, ours",
             "ratio": "median of theirs over median of ours; where several are timed, the fastest",
             "execution": "between having requests and having results, from HELM's log",

@@ -123,14 +123,13 @@ def timed_run(run: Run, site: Site) -> Timed:
 def helm_command(run: Run, *, output: Path, local_path: Path) -> list[str]:
     """Return the command line: `helm-run` of this environment with what the run asks for."""
     return [
-        *(sys.executable, "-m", "helm.benchmark.run"),
+        *(sys.executable, "-m", *run.client.program),
         *("--run-entries", f"{run.suite.entry},model={run.client.model}"),
         *("--suite", run.name),
         *("--max-eval-instances", str(run.size.instances)),
         *("--num-train-trials", str(run.size.train_trials)),
         *("--num-threads", str(run.client.threads)),
         *("--output-path", str(output), "--local-path", str(local_path)),
-        *run.client.arguments,
     ]
 
 

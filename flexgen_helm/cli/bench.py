@@ -34,6 +34,7 @@ def add_bench_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
     )
     benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")
     _add_helm_parser(benchmarks)
+    _add_tree_parser(benchmarks)
 
 
 def print_report(report: Report, *, as_json: bool) -> None:
@@ -74,6 +75,47 @@ def _add_helm_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentPar
     add("--data", type=Path, default=DATA, metavar="DIR", help="tokenizer and scenario data")
     add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="checkpoints, results, logs")
     parser.set_defaults(run=run_bench_helm)
+
+
+def _add_tree_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = benchmarks.add_parser(
+        "tree",
+        help="time and memory of many requests: linear in unique tokens, and flat",
+        description="Arrange ever more prompts as prefix trees, and compute ever more requests with"
+        " a checkpoint of random weights. Progress is reported on stderr.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--json", action="store_true", help="print the report as one JSON object")
+    add("--arranged", nargs="+", type=_from(1), default=[10_000, 100_000], metavar="N")
+    add("--computed", nargs="+", type=_from(1), default=[1000, 2500, 5000, 10_000], metavar="N")
+    add("--shape", choices=SHAPES, default="tiny", help="of the checkpoint")
+    add("--data", type=Path, default=DATA, metavar="DIR", help=f"holds {TOKENIZER}/")
+    add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="checkpoints")
+    parser.set_defaults(run=run_bench_tree)
+
+
+def run_bench_tree(args: argparse.Namespace) -> int:
+    """Carry out ``bench tree``."""
+    from flexgen_helm.bench.conditions import machine_conditions
+    from flexgen_helm.bench.tree import run_tree_benchmark
+
+    require_data(args.data, [])
+    checkpoint = random_checkpoint(
+        SHAPES[args.shape], tokenizer=args.data / TOKENIZER, parent=args.work_dir.absolute()
+    )
+    report = run_tree_benchmark(
+        checkpoint=checkpoint,
+        arranged=args.arranged,
+        computed=args.computed,
+        conditions={
+            **machine_conditions(datetime.now(timezone.utc)),
+            "checkpoint": checkpoint.name,
+        },
+        announce=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    print_report(report, as_json=args.json)
+    return 0
 
 
 def run_bench_helm(args: argparse.Namespace) -> int:

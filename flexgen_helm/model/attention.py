@@ -28,54 +28,63 @@ class Attended(NamedTuple):
     """Values attended to, and how much there was to attend to."""
 
     values: Tensor
-    """[..., h, d]"""
+    """[..., d]"""
 
     lse: Tensor
-    """Log-sum-exp of the scores [..., h], float32."""
+    """Log-sum-exp of the scores [...], float32."""
+
+    def rows(self, rows: slice) -> Attended:
+        """Part along the first dimension, sharing memory."""
+        return Attended(self.values[rows], self.lse[rows])
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Attended:
     """Attention of every query to every key or, if causal, to those at or before its position.
 
     Args:
-        queries: [b, s, h, d].
-        keys: [b, t, h, d]; t is s if causal.
-        values: [b, t, h, d].
+        queries: [h, s, d]; heads of several sequences count as heads.
+        keys: [h, t, d]; t is s if causal.
+        values: [h, t, d].
         causal: whether a query sees no later key.
 
     Returns:
-        values [b, s, h, d] and log-sum-exp [b, s, h].
+        values [h, s, d] and log-sum-exp [h, s].
     """
-    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [b, h, s or t, d]
-    if q.device.type == "cpu":
+    if queries.device.type == "cpu":
         # In bfloat16 plain products are up to twice as fast as the fused kernel, in float32 not.
-        kernel = _by_products if q.dtype == torch.bfloat16 else _fused_on_cpu
+        kernel = _by_products if queries.dtype == torch.bfloat16 else _fused_on_cpu
     else:
         kernel = _fused_on_cuda
-    attended, lse = kernel(q, k, v, causal)
-    return Attended(attended.transpose(1, 2), lse.transpose(1, 2))
+    return kernel(queries, keys, values, causal)
+
+
+def attend_rows(queries: Tensor, keys: Tensor, values: Tensor) -> Attended:
+    """Attention of packed rows to keys they all see, [n, h, d] and twice [t, h, d] -> [n, h, d]."""
+    part = attend(*(x.transpose(0, 1) for x in (queries, keys, values)))
+    return Attended(part.values.transpose(0, 1), part.lse.t())
 
 
 def _fused_on_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
-    attended = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q, k, v, is_causal=causal, scale=1.0
+    attended, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q[None], k[None], v[None], is_causal=causal, scale=1.0
     )
-    return Attended(*attended)
+    return Attended(attended[0], lse[0])
 
 
 def _fused_on_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
     attended, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-        q, k, v, None, compute_log_sumexp=True, is_causal=causal, scale=1.0
+        q[None], k[None], v[None], None, compute_log_sumexp=True, is_causal=causal, scale=1.0
     )
-    return Attended(attended, lse[:, :, : q.shape[2]])  # its rows are padded to a multiple of 32
+    return Attended(attended[0], lse[0, :, : q.shape[1]])  # padded to a multiple of 32
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
     """Attention as product, softmax and product, in chunks whose scores stay in the CPU's cache."""
-    b, h, s, d = q.shape
-    q, k, v = (x.reshape(b * h, -1, d) for x in (q, k, v))
-    step = max(MIN_CHUNK_ROWS, CHUNK_SCORES // (b * h * k.shape[1]))
-    attended, lses = [], []
+    h, s, _ = q.shape
+    k, v = k.contiguous(), v.contiguous()  # batched products are several times slower otherwise
+    step = max(MIN_CHUNK_ROWS, CHUNK_SCORES // (h * k.shape[1]))
+    values = q.new_empty(q.shape)
+    lse = q.new_empty(h, s, dtype=torch.float32)
     for start in range(0, s, step):
         stop = min(start + step, s)
         seen = slice(0, stop if causal else None)
@@ -83,12 +92,9 @@ def _by_products(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
         if causal:
             scores += _future(start, stop, scores)
         weights = scores.softmax(-1)
-        attended.append(torch.bmm(weights, v[:, seen]))
-        lses.append(_lse(scores, weights, start if causal else None))
-    return Attended(
-        torch.cat(attended, 1).view(b, h, s, d),
-        torch.cat(lses, 1).view(b, h, s),
-    )
+        values[:, start:stop] = torch.bmm(weights, v[:, seen])
+        lse[:, start:stop] = _lse(scores, weights, start if causal else None)
+    return Attended(values, lse)
 
 
 def _future(start: int, stop: int, like: Tensor) -> Tensor:
@@ -153,9 +159,8 @@ def attend_one(
     return Attended(torch.addcmul(past, weights[..., t:], own_values), lse)
 
 
-def merge_(total: Attended, rows: slice, part: Attended) -> None:
-    """Add to some rows of `total` what the same queries attended to elsewhere, in place."""
-    values, lse = total.values[rows], total.lse[rows]
-    share = torch.sigmoid(part.lse - lse)
-    values.lerp_(part.values, share[..., None].to(values.dtype))
-    torch.logaddexp(lse, part.lse, out=lse)
+def merge_(total: Attended, part: Attended) -> None:
+    """Add to `total`, in place, what the same queries attended to elsewhere."""
+    share = torch.sigmoid(part.lse - total.lse)
+    total.values.lerp_(part.values, share[..., None].to(total.values.dtype))
+    torch.logaddexp(total.lse, part.lse, out=total.lse)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.model.checkpoint import CheckpointReader
+from flexgen_helm.model.linear import laid_out
 from flexgen_helm.offload.weights import EMBEDDINGS, ResidentWeights, layer_part
 from flexgen_helm.quant.quantize import QuantizedTensor, quantize
 from flexgen_helm.specs.compression import Compression
@@ -130,5 +131,5 @@ class _Loader:
     def _compress(self, matrix: Tensor) -> Tensor | QuantizedTensor:
         bits = self._compression.weight_bits
         if bits is None:
-            return matrix
+            return laid_out(matrix)
         return quantize(matrix, bits=bits, group_size=self._compression.group_size)

@@ -9,18 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from flexgen_helm.model.kv_cache import KeysValues
+from flexgen_helm.model.linear import linear
 from flexgen_helm.offload.weights import Part
 from flexgen_helm.specs.model import POSITION_OFFSET, ModelSpec
-
-MLP_ROWS = 4096
-"""Rows that go through the MLP at once: enough for full speed, and the widest tensor is bounded."""
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 Attention = Callable[[Tensor, KeysValues], Tensor]
 """Queries [n, e] and new keys and values [n, e] -> attended values [n, e]."""
@@ -60,7 +55,7 @@ def logits(spec: ModelSpec, weights: Part, hidden: Tensor) -> Tensor:
         hidden = _norm(weights, "final_norm", hidden)
     if spec.projected_embeddings:
         hidden = F.linear(hidden, weights["project_out"])
-    return F.linear(hidden, weights["lm_head"]).float()
+    return linear(hidden, weights["lm_head"]).float()
 
 
 def _attention_block(
@@ -76,13 +71,10 @@ def _attention_block(
 
 def _mlp_block(spec: ModelSpec, weights: Part, hidden: Tensor) -> Tensor:
     source = _norm(weights, "mlp_norm", hidden) if spec.norm_before else hidden
-    hidden = hidden + torch.cat([_mlp(spec, weights, rows) for rows in source.split(MLP_ROWS)])
+    hidden = hidden + _linear(
+        weights, "fc2", _linear(weights, "fc1", source, activation=spec.activation)
+    )
     return hidden if spec.norm_before else _norm(weights, "mlp_norm", hidden)
-
-
-def _mlp(spec: ModelSpec, weights: Part, rows: Tensor) -> Tensor:
-    activation = _ACTIVATIONS[spec.activation]
-    return _linear(weights, "fc2", activation(_linear(weights, "fc1", rows)))
 
 
 def _project(spec: ModelSpec, weights: Part, source: Tensor) -> _Projections:
@@ -90,8 +82,8 @@ def _project(spec: ModelSpec, weights: Part, source: Tensor) -> _Projections:
     return _Projections(queries * spec.head_size**-0.5, KeysValues(keys, values))
 
 
-def _linear(weights: Part, name: str, rows: Tensor) -> Tensor:
-    return F.linear(rows, weights[name], weights.get(f"{name}.bias"))
+def _linear(weights: Part, name: str, rows: Tensor, activation: str = "none") -> Tensor:
+    return linear(rows, weights[name], weights.get(f"{name}.bias"), activation)
 
 
 def _norm(weights: Part, name: str, rows: Tensor) -> Tensor:

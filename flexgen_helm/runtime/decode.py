@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flexgen_helm.model.attention import Attended, attend, attend_one, merge_
+from flexgen_helm.model.attention import Attended, attend_one, attend_rows, merge_
 from flexgen_helm.model.kv_cache import CachePool, KeysValues
 from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
@@ -141,13 +141,8 @@ class Pool:
         self.cache.write(layer, self._used, self._positions, new)
         for segment, rows in self._readings:
             assert segment.cache is not None, "a segment above a sequence in decode is cached"
-            keys, values = segment.cache.read(layer)
-            part = attend(
-                q[None, rows],
-                keys.unflatten(1, (heads, -1))[None],
-                values.unflatten(1, (heads, -1))[None],
-            )
-            merge_(total, rows, Attended(part.values[0], part.lse[0]))
+            keys, values = (x.unflatten(1, (heads, -1)) for x in segment.cache.read(layer))
+            merge_(total.rows(rows), attend_rows(q[rows], keys, values))
         return total.values.flatten(1)
 
     def _attend_own(self, layer: int, q: Tensor, own: tuple[Tensor, Tensor]) -> Attended:

@@ -72,23 +72,27 @@ class BlockExecutor:
         Raises:
             NumericsError: the model computed NaN.
         """
-        spec = self._model.spec
-        new_tokens = [max_new_tokens(request, spec.max_positions) for request in requests]
-        demands = [_demand(*pair) for pair in zip(requests, new_tokens, strict=True)]
+        demands = {index: self._demand(request) for index, request in enumerate(requests)}
         decoding, prefill_only = (
-            _Queue(
-                PendingRequests(
-                    requests,
-                    [i for i, demand in enumerate(demands) if bool(demand.sequences) == decodes],
-                    demands,
-                    share_prefixes=self._policy.share_prefixes,
-                )
+            self._queue(
+                {i: d for i, d in demands.items() if bool(d.sequences) == decodes}, requests
             )
             for decodes in (True, False)
         )
         while decoding.pending or prefill_only.pending or self._pools:
             blocks = self._admit(decoding, prefill_only, requests)
             self._run_pass(blocks, on_result)
+
+    def _demand(self, request: GenerationRequest) -> Demand:
+        """What a request takes; without a second token nothing is cached for it."""
+        new_tokens = max_new_tokens(request, self._model.spec.max_positions)
+        sequences = request.sampling.num_completions if new_tokens > 1 else 0
+        return Demand(sequences=sequences, new_tokens=max(0, new_tokens - 1))
+
+    def _queue(self, demands: dict[int, Demand], requests: Sequence_[GenerationRequest]) -> _Queue:
+        prompts = {index: requests[index].prompt_token_ids for index in demands}
+        share = self._policy.share_prefixes
+        return _Queue(PendingRequests(prompts, demands, share_prefixes=share))
 
     def _admit(
         self, decoding: _Queue, prefill_only: _Queue, requests: Sequence_[GenerationRequest]
@@ -214,12 +218,6 @@ class BlockExecutor:
         peak = peak_memory_bytes(self._model.device)
         for job in {job.index: job for job in finished}.values():
             on_result(job.index, job.result(peak_memory_bytes=peak))
-
-
-def _demand(request: GenerationRequest, new_tokens: int) -> Demand:
-    """What a request takes; without a second token no keys and values outlive their layer."""
-    sequences = request.sampling.num_completions if new_tokens > 1 else 0
-    return Demand(sequences=sequences, new_tokens=max(0, new_tokens - 1))
 
 
 def _cache_bytes(model: Model, policy: Policy) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.batching.packing import NO_SEGMENT, PackedMicroBatch, Place, Rows
-from flexgen_helm.model.attention import Attended, attend, merge_
+from flexgen_helm.model.attention import Attended, attend, attend_rows, merge_
 from flexgen_helm.model.kv_cache import CachePool, KeysValues
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.segments import Segment
@@ -96,7 +96,10 @@ class PrefillMicroBatch:
             for place in packed.places
             if place.segment != NO_SEGMENT
         ]
-        self._readings = [(segments[segment], rows) for segment, rows in packed.readings]
+        self._readings = [
+            ([segments[segment] for segment in reading.segments], reading.rows)
+            for reading in packed.readings
+        ]
 
     def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Tensor:
         """Attention of all rows in a layer, [n, e] -> [n, e]; stores keys and values for later."""
@@ -104,15 +107,15 @@ class PrefillMicroBatch:
         q, k, v = (self._heads(x) for x in (queries, *visible))
         total = Attended(torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32))
         for chains in self._chains:
-            part = attend(q[chains.queries], k[chains.rows], v[chains.rows], causal=True)
-            total.values[chains.own] = part.values.flatten(0, 1)[chains.computed]
-            total.lse[chains.own] = part.lse.flatten(0, 1)[chains.computed]
+            part = _attend_chains(q[chains.queries], k[chains.rows], v[chains.rows])
+            total.values[chains.own] = part.values[chains.computed]
+            total.lse[chains.own] = part.lse[chains.computed]
         for segment, rows in self._writes:
             segment.write(layer, visible.rows(rows))
-        for segment, reading in self._readings:
-            keys, values = (self._heads(x)[None] for x in segment.computed(layer))
-            part = attend(q[None, reading], keys, values)
-            merge_(total, reading, Attended(part.values[0], part.lse[0]))
+        for read, rows in self._readings:
+            computed = [segment.computed(layer) for segment in read]
+            keys, values = (self._heads(_joined(x)) for x in zip(*computed, strict=True))
+            merge_(total.rows(rows), attend_rows(q[rows], keys, values))
         for write in self._pool_writes:
             write.pool.write(layer, write.slots, write.positions, visible.rows(write.rows))
         return total.values.flatten(1)
@@ -129,6 +132,21 @@ class PrefillMicroBatch:
     def _heads(self, rows: Tensor) -> Tensor:
         """[n, e] -> [n, h, d]."""
         return rows.unflatten(1, (self._num_heads, -1))
+
+
+def _attend_chains(queries: Tensor, keys: Tensor, values: Tensor) -> Attended:
+    """Causal attention of each of b chains to itself, [b, s, h, d] -> [b * s, h, d]."""
+    b, s, h, d = queries.shape
+    q, k, v = (x.transpose(1, 2).reshape(b * h, s, d) for x in (queries, keys, values))
+    part = attend(q, k, v, causal=True)
+    return Attended(
+        part.values.view(b, h, s, d).transpose(1, 2).reshape(b * s, h, d),
+        part.lse.view(b, h, s).transpose(1, 2).reshape(b * s, h),
+    )
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
 
 
 def _batches(places: Sequence[Place]) -> Iterator[list[Place]]:

@@ -5,10 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexgen_helm.batching.blocks import Demand, PendingRequests, Room, cut
-from flexgen_helm.specs.request import GenerationRequest
 
 DECODES, PREFILL_ONLY = Demand(sequences=1, new_tokens=5), Demand(sequences=0, new_tokens=0)
 AMPLE = Room(sequences=1000, cached_tokens=100_000, prompt_tokens=100_000)
+
+
+def make_pending(prompts, **options):
+    demands = dict.fromkeys(range(len(prompts)), DECODES)
+    return PendingRequests(dict(enumerate(prompts)), demands, **options)
 
 
 def room(**changes):
@@ -41,8 +45,7 @@ def test_a_position_costs_what_it_does_not_share_with_the_one_before():
     st.integers(1, 4),
 )
 def test_blocks_hold_every_request_once_and_say_what_the_next_shares(prompts, tokens, min_kept):
-    requests = [GenerationRequest(prompt_token_ids=prompt) for prompt in prompts]
-    pending = PendingRequests(requests, range(len(requests)), [DECODES] * len(requests))
+    pending = make_pending(prompts)
     blocks = []
     while pending:
         limits = room(prompt_tokens=tokens)
@@ -60,8 +63,7 @@ def test_blocks_hold_every_request_once_and_say_what_the_next_shares(prompts, to
 
 
 def test_what_does_not_fit_waits_unless_it_must_be_taken():
-    requests = [GenerationRequest(prompt_token_ids=[1, 2, 3])]
-    pending = PendingRequests(requests, [0], [DECODES])
+    pending = make_pending([[1, 2, 3]])
     assert pending.take(room(prompt_tokens=2), at_least=0, min_kept=1).requests == ()
     assert pending
     assert pending.take(room(prompt_tokens=2), at_least=1, min_kept=1).requests == (0,)
@@ -69,7 +71,6 @@ def test_what_does_not_fit_waits_unless_it_must_be_taken():
 
 
 def test_without_sharing_requests_stay_in_order():
-    requests = [GenerationRequest(prompt_token_ids=prompt) for prompt in ([3], [1, 2], [1])]
-    pending = PendingRequests(requests, [0, 1, 2], [DECODES] * 3, share_prefixes=False)
+    pending = make_pending([[3], [1, 2], [1]], share_prefixes=False)
     block = pending.take(AMPLE, at_least=1, min_kept=1)
     assert (block.requests, block.shared) == ((0, 1, 2), (0, 0, 0))

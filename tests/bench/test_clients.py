@@ -35,10 +35,10 @@ def test_every_client_has_a_label_of_its_own(tmp_path):
     assert len({client.label for client in clients}) == len(clients)
 
 
-def test_our_client_runs_with_the_runner(tmp_path):
+def test_our_client_runs_as_the_readme_says(tmp_path):
     client = our_client(tmp_path / "opt", dtype="float32")
     assert client.model == f"flexgen/{tmp_path}/opt-fp32"
-    assert client.arguments == ("--runner-class-name", "flexgen_helm.FlexGenRunner")
+    assert client.program == ("flexgen_helm", "run")
 
 
 @pytest.mark.parametrize("setting", ["float32", "float64-1", "bfloat16-many", ""])

@@ -1,0 +1,65 @@
+"""A linear layer with its bias and activation.
+
+Shape letters: n rows, i inputs, o outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda rows: rows,
+    "relu": F.relu_,
+    "gelu": F.gelu,
+}
+
+EXPECTED_ROWS = 2048
+"""Rows of a product in prefill, for which oneDNN chooses the order of a weight."""
+
+_FUSED_ALGORITHMS = {"none": "", "relu": "", "gelu": "none"}
+"""oneDNN's name for the way an activation is computed; ``none`` is GELU without approximation."""
+
+
+def linear(
+    rows: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """Compute activation(rows @ weight.T + bias), [n, i] -> [n, o].
+
+    Args:
+        rows: [n, i].
+        weight: [o, i].
+        bias: [o], if any.
+        activation: ``none``, ``relu`` or ``gelu``.
+    """
+    if _is_fusable(rows):
+        return torch.ops.mkldnn._linear_pointwise(
+            rows, weight, bias, activation, [], _FUSED_ALGORITHMS[activation]
+        )
+    return _ACTIVATIONS[activation](F.linear(rows, weight, bias))
+
+
+def laid_out(weight: Tensor) -> Tensor:
+    """Return a weight [o, i] as `linear` reads it fastest; only `linear` can read it then.
+
+    oneDNN otherwise brings a weight into the order its kernels want for every product, which costs
+    a twentieth of the time of a product with 2,000 rows.
+    """
+    if not _is_fusable(weight):
+        return weight
+    return torch.ops.mkldnn._reorder_linear_weight(weight, EXPECTED_ROWS)
+
+
+def _is_fusable(rows: Tensor) -> bool:
+    """Whether oneDNN can add bias and activation while it writes the product.
+
+    In bfloat16 on a CPU: PyTorch otherwise copies the bias into the result beforehand and reads it
+    again for the activation, a tenth of the time of layers as narrow as OPT-125M's.
+    """
+    return rows.device.type == "cpu" and rows.dtype == torch.bfloat16 and _HAS_FUSED
+
+
+_HAS_FUSED = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
