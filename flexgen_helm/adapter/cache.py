@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from helm.common.cache import (
     KeyValueStoreCacheConfig,
+    SqliteCacheConfig,
     cache_stats,
     create_key_value_store,
     write_to_key_value_store,
@@ -54,6 +56,12 @@ class ResponseCache:
 
     def __init__(self, config: KeyValueStoreCacheConfig) -> None:
         self._config = config
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it can hold no answer yet."""
+        config = self._config
+        return isinstance(config, SqliteCacheConfig) and not Path(config.path).exists()
 
     @contextmanager
     def open(self) -> Iterator[KeyValueStore]:

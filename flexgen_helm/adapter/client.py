@@ -89,6 +89,17 @@ class FlexGenClient(CachingClient):
             log_unexpected(error)
             return to_failure(f"{type(error).__name__}: {error}")
 
+    def load_ahead(self) -> None:
+        """Begin to load the engine, if it is certain that some request must be computed.
+
+        Raises:
+            FlexGenError: the checkpoint cannot be found or read.
+        """
+        if self._responses.is_new:
+            # Both are wanted before the engine is, and would have to wait for it.
+            _ = self._tokenizer.text_tokenizer, self.service.identity
+            self.service.load_ahead()
+
     def prepare(self, requests: Sequence[Request], *, name: str) -> bool:
         """Compute what the cache lacks of these requests, together, for `make_request` to find.
 

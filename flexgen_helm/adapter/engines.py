@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import cast
 
@@ -78,6 +78,14 @@ class EngineService:
         """Borrow the engine."""
         with self._slot.use(self._settings) as engine:
             yield engine
+
+    def load_ahead(self) -> None:
+        """Begin to load the engine for whoever borrows it next; that one hears of what failed."""
+        threading.Thread(target=self._load, daemon=True).start()
+
+    def _load(self) -> None:
+        with suppress(Exception), self.engine():
+            pass
 
     @cached_property
     def _identity(self) -> Identity | Exception:

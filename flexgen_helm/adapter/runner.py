@@ -16,6 +16,7 @@ foresaw is computed by the client as it is without this runner.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class FlexGenRunner(Runner):
             import_metrics(run_specs)
             try:
                 if self._executes_here():
+                    self._load_ahead(ours)
                     self._prepare(self._gather(ours))
                 super().run_all(run_specs)
             finally:
@@ -106,6 +108,13 @@ class FlexGenRunner(Runner):
         """Whether any request will be made, and by this process rather than a proxy server."""
         skips = self.dry_run or self.skip_instances or self.cache_instances_only
         return not skips and isinstance(self.executor.context, LocalContext)
+
+    def _load_ahead(self, run_specs: Sequence[RunSpec]) -> None:
+        """Load the first engine while the requests for it are made."""
+        if run_specs and not self.skip_completed_runs:
+            # What fails here fails again, and is reported, when a request needs it.
+            with suppress(Exception):
+                self._client(run_specs[0].adapter_spec.model_deployment).load_ahead()
 
     def _gather(self, run_specs: Sequence[RunSpec]) -> Suite:
         """Begin runs of our deployments, and return their requests."""

@@ -59,8 +59,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool = Fals
 
 
 def attend_rows(queries: Tensor, keys: Tensor, values: Tensor) -> Attended:
-    """Attention of packed rows to keys they all see, [n, h, d] and twice [t, h, d] -> [n, h, d]."""
-    part = attend(*(x.transpose(0, 1) for x in (queries, keys, values)))
+    """Attention of packed rows to keys they all see, [n, h, d] and twice [h, t, d] -> [n, h, d]."""
+    part = attend(queries.transpose(0, 1), keys, values)
     return Attended(part.values.transpose(0, 1), part.lse.t())
 
 

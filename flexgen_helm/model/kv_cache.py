@@ -32,6 +32,30 @@ class KeysValues(NamedTuple):
     def rows(self, rows: Tensor | slice) -> KeysValues:
         return KeysValues(self.keys[rows], self.values[rows])
 
+    def by_head(self, num_heads: int) -> KeysByHead:
+        """Copy them into the order in which they are read."""
+        keys, values = (x.unflatten(1, (num_heads, -1)).transpose(0, 1).contiguous() for x in self)
+        return KeysByHead(keys, values)
+
+
+class KeysByHead(NamedTuple):
+    """Keys and values of some positions, both [h, positions, d]."""
+
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[KeysByHead]) -> KeysByHead:
+        """Return those of one run of positions after another."""
+        if len(parts) == 1:
+            return parts[0]
+        keys, values = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+        return cls(keys, values)
+
+    def slice(self, start: int, stop: int) -> KeysByHead:
+        """Part of the positions, sharing memory."""
+        return KeysByHead(self.keys[:, start:stop], self.values[:, start:stop])
+
 
 @dataclass(frozen=True, kw_only=True)
 class CacheFormat:
@@ -97,24 +121,21 @@ class SegmentCache:
             for tensor in _tensors(rows)
         )
 
-    def write(self, layer: int, new: KeysValues) -> None:
-        """Store all positions of a layer, both [t, e]."""
-        assert len(new.keys) == self.num_tokens, "a segment is written at once"
-        keys, values = (self._format.compress(rows) for rows in new)
-        self._layers[layer] = keys, values
+    def write(self, layer: int, new: KeysByHead) -> None:
+        """Store all positions of a layer, both [h, t, d]."""
+        assert new.keys.shape[1] == self.num_tokens, "a segment is written at once"
+        if self._format.compressed:  # codes belong to a position, not to a head: [t, g, codes]
+            keys, values = (self._format.compress(x.transpose(0, 1).flatten(1)) for x in new)
+            self._layers[layer] = keys, values
+        else:
+            self._layers[layer] = new
 
-    def read(self, layer: int) -> KeysValues:
-        """Return all positions of a layer, both [t, e], in the compute dtype."""
-        return KeysValues(*map(self._format.decompress, self._layers[layer]))
-
-    def slice(self, start: int, stop: int) -> SegmentCache:
-        """Part of it, sharing memory."""
-        part = SegmentCache(self._format, stop - start)
-        part._layers = {
-            layer: (_map(keys, lambda x: x[start:stop]), _map(values, lambda x: x[start:stop]))
-            for layer, (keys, values) in self._layers.items()
-        }
-        return part
+    def read(self, layer: int) -> KeysByHead:
+        """Return all positions of a layer, both [h, t, d], in the compute dtype."""
+        keys, values = map(self._format.decompress, self._layers[layer])
+        if self._format.compressed:
+            return KeysValues(keys, values).by_head(self._format.spec.num_heads)
+        return KeysByHead(keys, values)
 
 
 class CachePool:

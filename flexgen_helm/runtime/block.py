@@ -255,7 +255,7 @@ class Block:
         rows = np.concatenate([where[self._rows.of(index)] for index in path])
         segments = [self._segments[self._tree.places[index].segment] for index in path]
         kept_hidden = hidden[self._model.indices(rows)]
-        return KeptPrefix.join(segments, kept_hidden, self._model.cache_format)
+        return KeptPrefix.join(segments, kept_hidden, self._model.spec.num_layers)
 
 
 class _RowNumbers:

@@ -20,6 +20,10 @@ LEAST_FILLED = 0.8
 """Sequences share a pool if the shortest needs at least this part of the longest one's capacity;
 and a pool is packed anew when more than the rest of its slots is unused."""
 
+SMALL_POOL = 32
+"""Sequences up to which pools are joined: what a pool costs beside its sequences is about as much
+as it costs to read the cache of one or two."""
+
 GROWTH = 64
 """Tokens a pool has more room for than it holds when it is packed. All of that room is read for
 every token, so it does not begin with what the longest completion might need."""
@@ -141,8 +145,7 @@ class Pool:
         self.cache.write(layer, self._used, self._positions, new)
         for segment, rows in self._readings:
             assert segment.cache is not None, "a segment above a sequence in decode is cached"
-            keys, values = (x.unflatten(1, (heads, -1)) for x in segment.cache.read(layer))
-            merge_(total.rows(rows), attend_rows(q[rows], keys, values))
+            merge_(total.rows(rows), attend_rows(q[rows], *segment.cache.read(layer)))
         return total.values.flatten(1)
 
     def _attend_own(self, layer: int, q: Tensor, own: tuple[Tensor, Tensor]) -> Attended:
@@ -225,8 +228,9 @@ def _current_capacity(members: Iterable[Decoding]) -> int:
 
 
 def _joins(one: Pool, other: Pool, size: int) -> bool:
-    small = len(one.members) + len(other.members) <= size // 2
-    return small and other.capacity >= LEAST_FILLED * one.capacity
+    fit = len(one.members) + len(other.members) <= size
+    small = max(len(one.members), len(other.members)) <= SMALL_POOL
+    return fit and small and other.capacity >= LEAST_FILLED * one.capacity
 
 
 def _readings(members: Sequence_[Decoding]) -> Iterator[tuple[Segment, slice]]:

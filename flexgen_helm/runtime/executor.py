@@ -80,8 +80,11 @@ class BlockExecutor:
             for decodes in (True, False)
         )
         while decoding.pending or prefill_only.pending or self._pools:
+            start_s = time.perf_counter()
             blocks = self._admit(decoding, prefill_only, requests)
-            self._run_pass(blocks, on_result)
+            decode = self._run_pass(blocks)
+            self._account(blocks, decode, time.perf_counter() - start_s)
+            self._retire([block for _, block in blocks], on_result)
 
     def _demand(self, request: GenerationRequest) -> Demand:
         """What a request takes; without a second token nothing is cached for it."""
@@ -146,9 +149,8 @@ class BlockExecutor:
         self._num_blocks += 1
         return Block(cut, jobs, queue.kept, self._num_blocks, self._model, self._policy)
 
-    def _run_pass(self, blocks: Sequence_[tuple[_Queue, Block]], on_result: OnResult) -> None:
-        """Prefill blocks and add a token to each sequence in decode."""
-        start_s = time.perf_counter()
+    def _run_pass(self, blocks: Sequence_[tuple[_Queue, Block]]) -> list[DecodeMicroBatch]:
+        """Prefill blocks and add a token to each sequence in decode; return the latter."""
         decode = [
             DecodeMicroBatch(pools, self._model)
             for pools in group(self._pools, self._policy.micro_batch_size)
@@ -158,8 +160,7 @@ class BlockExecutor:
         for queue, block in blocks:
             queue.kept = block.finish([outputs.pop(0) for _ in block.micro_batches], self._head)
         self._draw(decode, outputs)
-        self._account(blocks, decode, time.perf_counter() - start_s)
-        self._retire([block for _, block in blocks], on_result)
+        return decode
 
     def _compute(self, micro_batches: Sequence_[MicroBatch]) -> list[Tensor]:
         """One pass over the weights: last hidden states of the needed rows per micro-batch."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flexgen_helm.batching.packing import NO_SEGMENT, PackedMicroBatch, Place, Rows
 from flexgen_helm.model.attention import Attended, attend, attend_rows, merge_
-from flexgen_helm.model.kv_cache import CachePool, KeysValues
+from flexgen_helm.model.kv_cache import CachePool, KeysByHead, KeysValues
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.segments import Segment
 
@@ -111,11 +111,10 @@ class PrefillMicroBatch:
             total.values[chains.own] = part.values[chains.computed]
             total.lse[chains.own] = part.lse[chains.computed]
         for segment, rows in self._writes:
-            segment.write(layer, visible.rows(rows))
-        for read, rows in self._readings:
-            computed = [segment.computed(layer) for segment in read]
-            keys, values = (self._heads(_joined(x)) for x in zip(*computed, strict=True))
-            merge_(total.rows(rows), attend_rows(q[rows], keys, values))
+            segment.write(layer, visible.rows(rows).by_head(self._num_heads))
+        for read, readers in self._readings:
+            shared = KeysByHead.join([segment.computed(layer) for segment in read])
+            merge_(total.rows(readers), attend_rows(q[readers], *shared))
         for write in self._pool_writes:
             write.pool.write(layer, write.slots, write.positions, visible.rows(write.rows))
         return total.values.flatten(1)
@@ -143,10 +142,6 @@ def _attend_chains(queries: Tensor, keys: Tensor, values: Tensor) -> Attended:
         part.values.view(b, h, s, d).transpose(1, 2).reshape(b * s, h, d),
         part.lse.view(b, h, s).transpose(1, 2).reshape(b * s, h),
     )
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
 
 
 def _batches(places: Sequence[Place]) -> Iterator[list[Place]]:

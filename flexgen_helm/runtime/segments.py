@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from flexgen_helm.model.kv_cache import CacheFormat, KeysValues, SegmentCache
+from flexgen_helm.model.kv_cache import CacheFormat, KeysByHead, SegmentCache
 
 
 class Segment:
@@ -25,24 +25,21 @@ class Segment:
         self.num_tokens = num_tokens
         self.cache = cache
         self._raw = raw
-        self._computed: KeysValues | None = None
+        self._computed: KeysByHead | None = None
 
-    def write(self, layer: int, new: KeysValues) -> None:
-        """Take the keys and values of a layer, both [t, e]."""
+    def write(self, layer: int, new: KeysByHead) -> None:
+        """Take the keys and values of a layer, both [h, t, d]."""
         self._computed = new
         for cache in {id(c): c for c in (self.cache, self._raw) if c is not None}.values():
             cache.write(layer, new)
 
-    def computed(self, layer: int) -> KeysValues:
+    def computed(self, layer: int) -> KeysByHead:
         """Keys and values as computed: of the layer written last, or of any if they are kept."""
-        if self._computed is not None:
-            return self._computed
-        assert self._raw is not None, "what was not computed in this pass has been kept"
-        return self._raw.read(layer)
+        return self.kept(layer) if self._computed is None else self._computed
 
-    def kept(self, layer: int) -> KeysValues:
+    def kept(self, layer: int) -> KeysByHead:
         """Keys and values of any layer as computed, of a segment made to keep them."""
-        assert self._raw is not None, "the segment was not made for later blocks"
+        assert self._raw is not None, "what was not computed in this pass has been kept"
         return self._raw.read(layer)
 
     def end_prefill(self) -> None:
@@ -53,37 +50,37 @@ class Segment:
 class KeptPrefix:
     """Beginning of a prompt that a later block shares: raw keys and values, last hidden states."""
 
-    def __init__(self, cache: SegmentCache, hidden: torch.Tensor) -> None:
-        self._cache = cache
+    def __init__(self, layers: list[KeysByHead], hidden: torch.Tensor) -> None:
+        self._layers = layers
         self.hidden = hidden
         """Output of the last layer at each of its positions [t, e]."""
 
     @property
     def num_tokens(self) -> int:
-        return self._cache.num_tokens
+        return len(self.hidden)
 
     @classmethod
-    def join(
-        cls, segments: list[Segment], hidden: torch.Tensor, cache_format: CacheFormat
-    ) -> KeptPrefix:
+    def join(cls, segments: list[Segment], hidden: torch.Tensor, num_layers: int) -> KeptPrefix:
         """Make one of consecutive segments that hold the raw keys and values of all layers."""
-        cache = SegmentCache(cache_format.uncompressed, len(hidden))
-        for layer in range(cache_format.spec.num_layers):
-            parts = [segment.kept(layer) for segment in segments]
-            keys, values = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-            cache.write(layer, KeysValues(keys, values))
-        return cls(cache, hidden)
+        layers = [
+            KeysByHead.join([segment.kept(layer) for segment in segments])
+            for layer in range(num_layers)
+        ]
+        return cls(layers, hidden)
 
     def segment(
         self, start: int, stop: int, cache_format: CacheFormat, *, decodes: bool
     ) -> Segment:
         """Part of it as a segment of another block."""
-        raw = self._cache.slice(start, stop)
+        raw = self._store(start, stop, cache_format.uncompressed)
         if not decodes:
             return Segment(stop - start, None, raw)
         if not cache_format.compressed:
             return Segment(stop - start, raw, raw)
+        return Segment(stop - start, self._store(start, stop, cache_format), raw)
+
+    def _store(self, start: int, stop: int, cache_format: CacheFormat) -> SegmentCache:
         cache = SegmentCache(cache_format, stop - start)
-        for layer in range(cache_format.spec.num_layers):
-            cache.write(layer, raw.read(layer))
-        return Segment(stop - start, cache, raw)
+        for layer, kept in enumerate(self._layers):
+            cache.write(layer, kept.slice(start, stop))
+        return cache

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from flexgen_helm import Compression
-from flexgen_helm.model.kv_cache import CacheFormat, CachePool, KeysValues, SegmentCache
+from flexgen_helm.model.kv_cache import CacheFormat, CachePool, KeysByHead, KeysValues, SegmentCache
 from flexgen_helm.quant.quantize import dequantize, quantize
 from flexgen_helm.specs.model import ModelSpec
 
@@ -42,20 +42,25 @@ def test_a_segment_reads_what_was_written_rounded(bits):
     segment = SegmentCache(cache_format(bits), 5)
     new = [rows(5, layer) for layer in range(2)]
     for layer in range(2):
-        segment.write(layer, new[layer])
+        segment.write(layer, new[layer].by_head(3))
     for layer in range(2):
-        for actual, expected in zip(segment.read(layer), new[layer], strict=True):
-            assert torch.equal(actual, round_trip(expected, bits))
-    part = segment.slice(1, 3).read(1)
-    assert torch.equal(part.values, round_trip(new[1].values, bits)[1:3])
+        for actual, written in zip(segment.read(layer), new[layer], strict=True):
+            expected = round_trip(written, bits).unflatten(1, (3, 64)).transpose(0, 1)
+            assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4, 3, 2])
 def test_bytes_are_those_of_the_formula(bits):
     segment = SegmentCache(cache_format(bits), 7)
     for layer in range(2):
-        segment.write(layer, rows(7, layer))
+        segment.write(layer, rows(7, layer).by_head(3))
     assert segment.num_bytes == 7 * cache_format(bits).bytes_per_token
+
+
+def test_joining_and_slicing_undo_each_other():
+    whole = rows(5).by_head(3)
+    joined = KeysByHead.join([whole.slice(0, 2), whole.slice(2, 5)])
+    assert all(torch.equal(one, other) for one, other in zip(whole, joined, strict=True))
 
 
 @pytest.mark.parametrize("bits", [None, 4])
