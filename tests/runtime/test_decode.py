@@ -1,0 +1,130 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from flexgen_helm.model.kv_cache import CacheFormat, KeysValues
+from flexgen_helm.runtime import decode
+from flexgen_helm.runtime.decode import Decoding, Pool, group, make_pools, repack
+from flexgen_helm.specs.compression import Compression
+from flexgen_helm.specs.model import ModelSpec
+
+SPEC = ModelSpec(
+    num_layers=1,
+    hidden_size=8,
+    num_heads=2,
+    ffn_size=8,
+    vocab_size=9,
+    max_positions=999,
+    embedding_size=8,
+)
+MODEL = SimpleNamespace(
+    spec=SPEC,
+    cache_format=CacheFormat(
+        spec=SPEC, compression=Compression(), dtype=torch.float32, device=torch.device("cpu")
+    ),
+    indices=torch.as_tensor,
+)
+
+
+def decoding(place, *, chain_len=10, new_tokens=5):
+    return Decoding(
+        sequence=SimpleNamespace(generated=[7], finished=False),
+        job=None,
+        order=(0, place),
+        segments=(),
+        shared_tokens=0,
+        chain_len=chain_len,
+        capacity=chain_len + new_tokens,
+    )
+
+
+def make_pool(places, **lengths):
+    """A pool in which the key at position 0 of a sequence is its place."""
+    pool = Pool.make([decoding(place, **lengths) for place in places], MODEL)
+    for slot, member in enumerate(pool.members):
+        row = torch.full((1, 8), float(member.order[1]))
+        pool.cache.write(0, torch.tensor([slot]), torch.tensor([0]), KeysValues(row, row))
+    return pool
+
+
+def places(pool):
+    """Places of the members, and those that the cache says."""
+    keys, _ = pool.cache.read(0)
+    stored = [int(keys[slot, 0, 0, 0]) for slot in range(pool.cache.num_slots)]
+    return [member.order[1] for member in pool.members], stored
+
+
+def finish(pool, *which):
+    for member in pool.members:
+        member.sequence.finished |= member.order[1] in which
+    return pool.drop_finished()
+
+
+def test_pools_hold_sequences_of_similar_length_in_the_order_of_their_tree():
+    members = [
+        decoding(place, chain_len=length) for place, length in enumerate([95, 10, 99, 11, 90])
+    ]
+    pools = make_pools(members, 256, MODEL)
+    assert [[member.order[1] for member in pool.members] for pool in pools] == [[0, 2, 4], [1, 3]]
+
+
+def test_pools_are_no_larger_than_a_micro_batch():
+    pools = make_pools([decoding(place) for place in range(7)], 3, MODEL)
+    assert [len(pool.members) for pool in pools] == [3, 3, 1]
+
+
+def test_room_grows_with_the_sequences():
+    [pool] = make_pools([decoding(0, new_tokens=500)], 4, MODEL)
+    assert pool.cache.capacity == 10 + decode.GROWTH
+    assert pool.num_tokens == 510
+    [member] = pool.members
+    member.sequence.generated = [7] * (decode.GROWTH + 1)
+    assert pool.outgrown
+    [grown] = repack([pool], 4)
+    assert grown.cache.capacity == 10 + 2 * decode.GROWTH
+    assert places(grown) == ([0], [0])
+
+
+def test_sequences_that_end_leave_and_the_rest_is_packed_when_it_pays():
+    pool = make_pool(range(10))
+    assert [member.order[1] for member in finish(pool, 3)] == [3]
+    assert repack([pool], 256) == [pool]
+    finish(pool, 0, 8)
+    [packed] = repack([pool], 256)
+    assert places(packed) == ([1, 2, 4, 5, 6, 7, 9], [1, 2, 4, 5, 6, 7, 9])
+
+
+def test_small_pools_are_joined_in_the_order_of_the_tree():
+    one, other = make_pool([0, 3]), make_pool([1, 2])
+    [joined] = repack([one, other], 256)
+    assert places(joined) == ([0, 1, 2, 3], [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size"),
+    [((33, 2), 256), ((2, 2), 3)],
+    ids=["one is large", "more than a micro-batch"],
+)
+def test_pools_that_stay_apart(sizes, size):
+    pools = [make_pool(range(count)) for count in sizes]
+    assert len(repack(pools, size)) == 2
+
+
+def test_pools_of_different_lengths_stay_apart():
+    assert len(repack([make_pool([0]), make_pool([1], chain_len=90)], 256)) == 2
+
+
+def test_empty_pools_are_dropped():
+    pool = make_pool([0])
+    finish(pool, 0)
+    assert repack([pool], 256) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups"),
+    [([], []), ([5], [[5]]), ([3, 1, 2], [[3, 1], [2]]), ([9, 1], [[9], [1]])],
+)
+def test_micro_batches_are_filled_with_whole_pools(sizes, groups):
+    pools = [SimpleNamespace(members=[None] * size) for size in sizes]
+    assert [[len(pool.members) for pool in part] for part in group(pools, 4)] == groups
