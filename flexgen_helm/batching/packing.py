@@ -11,7 +11,7 @@ computed once; only keys and values of chains are read several times.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexgen_helm.batching.prefix_tree import NO_NODE, Node
+from flexgen_helm.batching.readings import NO_SEGMENT, Reading, joined_readings
 
 Rows = NDArray[np.int64]
 """Row numbers."""
@@ -34,8 +35,6 @@ the copy is made once and only read again."""
 
 MAX_CARRIED = 64
 """Tokens of a chain that reaches into another micro-batch from which it becomes a segment."""
-
-NO_SEGMENT = -1
 
 
 class Place(NamedTuple):
@@ -65,15 +64,6 @@ class Place(NamedTuple):
 
 
 KEPT = -1
-
-
-class Reading(NamedTuple):
-    """Rows of a micro-batch that attend to segments."""
-
-    segments: tuple[int, ...]
-    """One below another; read as if they were one."""
-
-    rows: slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,35 +279,7 @@ class _Layout:
                     rows = slice(self._places[index].row, self._places[after - 1].own.stop)
                     below[micro_batch][segment] = rows
                 index = after
-        return [list(_joined_readings(rows, self._contexts)) for rows in below]
-
-
-def _joined_readings(below: Mapping[int, slice], contexts: Sequence[int]) -> Iterator[Reading]:
-    """Turn the rows below each segment into products, as few as pay.
-
-    A segment that most readers of the one above it read, too, is read together with that one: it
-    takes a copy of the keys and values above, and saves a product and its merging. The few other
-    readers of the one above get a product of their own.
-    """
-    heirs: dict[int, int] = {}
-    for segment, rows in below.items():
-        above = contexts[segment]
-        if above != NO_SEGMENT and 2 * _length(rows) > _length(below[above]):
-            heirs[above] = segment
-    joined: dict[int, tuple[int, ...]] = {}
-    for segment, rows in below.items():
-        above = contexts[segment]
-        inherits = heirs.get(above) == segment
-        joined[segment] = (*joined[above], segment) if inherits else (segment,)
-        rest = [rows]
-        if segment in heirs:
-            heir = below[heirs[segment]]
-            rest = [slice(rows.start, heir.start), slice(heir.stop, rows.stop)]
-        yield from (Reading(joined[segment], part) for part in rest if _length(part))
-
-
-def _length(rows: slice) -> int:
-    return rows.stop - rows.start
+        return [list(joined_readings(rows, self._contexts)) for rows in below]
 
 
 _NO_ROWS = np.arange(0)

@@ -33,8 +33,8 @@ class Attended(NamedTuple):
     lse: Tensor
     """Log-sum-exp of the scores [...], float32."""
 
-    def rows(self, rows: slice) -> Attended:
-        """Part along the first dimension, sharing memory."""
+    def rows(self, rows: slice | Tensor) -> Attended:
+        """Part along the first dimension; sharing memory if it is a slice."""
         return Attended(self.values[rows], self.lse[rows])
 
 
@@ -125,7 +125,8 @@ def attend_one(
     past_keys: Tensor,
     past_values: Tensor,
     mask: Tensor,
-    own: tuple[Tensor, Tensor],
+    own_keys: Tensor,
+    own_values: Tensor,
 ) -> Attended:
     """Attention of one new position per sequence to its cached past and to itself.
 
@@ -138,13 +139,13 @@ def attend_one(
         past_keys: [b, h, t, d].
         past_values: [b, h, t, d]; finite also where masked.
         mask: where there is no past [b, t].
-        own: keys and values of the new positions, both [b, h, d].
+        own_keys: of the new positions [b, h, d].
+        own_values: of the new positions [b, h, d].
 
     Returns:
         values [b, h, d] and log-sum-exp [b, h].
     """
     b, h, t, _ = past_keys.shape
-    own_keys, own_values = own
     past_scores = torch.bmm(
         queries.reshape(b * h, 1, -1), past_keys.flatten(0, 1).transpose(1, 2)
     ).view(b, h, t)

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.batching import blocks
-from flexgen_helm.batching.packing import KEPT, NO_SEGMENT, PackedTree, Place, Rows, pack_tree
+from flexgen_helm.batching.packing import KEPT, PackedTree, Place, Rows, pack_tree
 from flexgen_helm.batching.prefix_tree import NO_NODE, build_tree
+from flexgen_helm.batching.readings import NO_SEGMENT
 from flexgen_helm.model.kv_cache import CachePool, SegmentCache
 from flexgen_helm.runtime.decode import Decoding, make_pools
 from flexgen_helm.runtime.head import Head
 from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.prefill import PoolWrite, PrefillMicroBatch
+from flexgen_helm.runtime.row_numbers import RowNumbers
 from flexgen_helm.runtime.segments import KeptPrefix, Segment
 from flexgen_helm.runtime.sequence import Sequence
 from flexgen_helm.specs.policy import Policy
@@ -61,7 +63,7 @@ class Block:
             keep=cut.keep,
         )
         self._ends = _end_places(self._tree, len(jobs))
-        self._rows = _RowNumbers(self._tree, kept_len)
+        self._rows = RowNumbers(self._tree, kept_len)
         self._segments = self._make_segments()
         self.pools = make_pools(self._decodings(number), policy.micro_batch_size, model)
         self.micro_batches = self._make_micro_batches()
@@ -256,37 +258,6 @@ class Block:
         segments = [self._segments[self._tree.places[index].segment] for index in path]
         kept_hidden = hidden[self._model.indices(rows)]
         return KeptPrefix.join(segments, kept_hidden, self._model.spec.num_layers)
-
-
-class _RowNumbers:
-    """Numbers all rows of a block: kept ones first, then those of each micro-batch."""
-
-    def __init__(self, tree: PackedTree, num_kept: int) -> None:
-        self.num_kept = num_kept
-        self._places = tree.places
-        sizes = [micro_batch.num_rows for micro_batch in tree.micro_batches]
-        self._starts = list(accumulate(sizes, initial=num_kept))
-        self.total = self._starts[-1]
-
-    def of(self, index: int) -> slice:
-        """Rows of a place."""
-        place = self._places[index]
-        start = 0 if place.micro_batch == KEPT else self._starts[place.micro_batch]
-        return slice(start + place.row, start + place.own.stop)
-
-    def before(self, index: int, parent: int) -> Rows:
-        """Rows of the tokens before each token of a place; the very first token has none."""
-        own = self.of(index)
-        rows = np.arange(own.start, own.stop - 1)
-        return rows if parent == NO_NODE else np.concatenate([[self.of(parent).stop - 1], rows])
-
-    def by_micro_batch(self, rows: Rows) -> list[Rows]:
-        """Divide sorted rows among the micro-batches, numbered within each."""
-        bounds = np.searchsorted(rows, self._starts)
-        return [
-            rows[bounds[index] : bounds[index + 1]] - start
-            for index, start in enumerate(self._starts[:-1])
-        ]
 
 
 def _end_places(tree: PackedTree, num_positions: int) -> list[int]:

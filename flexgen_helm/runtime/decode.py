@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ class Decoding:
     """The request it completes."""
 
     order: tuple[int, int]
-    """Block and place in its tree: those that share a segment are neighbours."""
+    """Block and position."""
 
     segments: tuple[Segment, ...]
     """What it shares with others."""
@@ -135,28 +135,19 @@ class Pool:
         self._mask = torch.arange(self.cache.capacity, device=ends.device) >= ends[:, None]
         self._used = self._model.indices(self._slots)
         self._positions = ends[self._used]
-        self._readings = list(_readings(self.members))
 
-    def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Tensor:
-        """Attention of each sequence's new position in a layer, [b, e] -> [b, e]."""
-        heads = self._model.spec.num_heads
-        q, k, v = (x.unflatten(1, (heads, -1)) for x in (queries, *new))
-        total = self._attend_own(layer, q, (k, v))
-        self.cache.write(layer, self._used, self._positions, new)
-        for segment, rows in self._readings:
-            assert segment.cache is not None, "a segment above a sequence in decode is cached"
-            merge_(total.rows(rows), attend_rows(q[rows], *segment.cache.read(layer)))
-        return total.values.flatten(1)
-
-    def _attend_own(self, layer: int, q: Tensor, own: tuple[Tensor, Tensor]) -> Attended:
+    def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Attended:
+        """Attention, in a layer, of each sequence's new position [b, h, d] to what is its own."""
+        own = [x.unflatten(1, queries.shape[1:]) for x in new]
         keys, values = self.cache.read(layer)
+        self.cache.write(layer, self._used, self._positions, new)
         if len(self._slots) == self.cache.num_slots:
-            return attend_one(q, keys, values, self._mask, own)
-        spread = [x.new_zeros(len(keys), *x.shape[1:]) for x in (q, *own)]
-        for target, x in zip(spread, (q, *own), strict=True):
+            return attend_one(queries, keys, values, self._mask, *own)
+        spread = [x.new_zeros(len(keys), *x.shape[1:]) for x in (queries, *own)]
+        for target, x in zip(spread, (queries, *own), strict=True):
             target[self._used] = x
-        total = attend_one(spread[0], keys, values, self._mask, (spread[1], spread[2]))
-        return Attended(total.values[self._used], total.lse[self._used])
+        q, own_keys, own_values = spread
+        return attend_one(q, keys, values, self._mask, own_keys, own_values).rows(self._used)
 
 
 class DecodeMicroBatch:
@@ -166,21 +157,34 @@ class DecodeMicroBatch:
 
     def __init__(self, pools: Sequence_[Pool], model: Model) -> None:
         self.sequences = [sequence for pool in pools for sequence in pool.sequences]
-        self.num_rows = len(self.sequences)
         self.token_ids = model.indices([s.generated[-1] for s in self.sequences])
         self.positions = model.indices([s.position for s in self.sequences])
+        self._num_heads = model.spec.num_heads
         self._pools = pools
         for pool in pools:
             pool.begin_token()
+        readers = _readers(member for pool in pools for member in pool.members)
+        self._readings = [(segment, model.indices(rows)) for segment, rows in readers]
 
     def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Tensor:
-        """Attention of all rows in a layer, [n, e] -> [n, e]."""
-        attended, start = [], 0
+        """Attention of all rows in a layer, [n, e] -> [n, e].
+
+        What sequences share is read once for all of them, whichever pools they are in.
+        """
+        q = queries.unflatten(1, (self._num_heads, -1))
+        parts, start = [], 0
         for pool in self._pools:
             rows = slice(start, start + len(pool.members))
-            attended.append(pool.attend(layer, queries[rows], new.rows(rows)))
+            parts.append(pool.attend(layer, q[rows], new.rows(rows)))
             start = rows.stop
-        return torch.cat(attended) if len(attended) > 1 else attended[0]
+        total = Attended(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        for segment, readers in self._readings:
+            assert segment.cache is not None, "a segment above a sequence in decode is cached"
+            read = total.rows(readers)
+            merge_(read, attend_rows(q[readers], *segment.cache.read(layer)))
+            for tensor, changed in zip(total, read, strict=True):
+                tensor[readers] = changed
+        return total.values.flatten(1)
 
 
 def make_pools(members: Iterable[Decoding], size: int, model: Model) -> list[Pool]:
@@ -233,12 +237,10 @@ def _joins(one: Pool, other: Pool, size: int) -> bool:
     return fit and small and other.capacity >= LEAST_FILLED * one.capacity
 
 
-def _readings(members: Sequence_[Decoding]) -> Iterator[tuple[Segment, slice]]:
-    """Segments with the run of members that share each."""
-    runs: dict[int, tuple[Segment, int, int]] = {}
+def _readers(members: Iterable[Decoding]) -> list[tuple[Segment, list[int]]]:
+    """Segments, each with the rows of the members that share it."""
+    readers: dict[int, tuple[Segment, list[int]]] = {}
     for row, member in enumerate(members):
         for segment in member.segments:
-            start = runs[id(segment)][1] if id(segment) in runs else row
-            runs[id(segment)] = (segment, start, row + 1)
-    for segment, start, stop in runs.values():
-        yield segment, slice(start, stop)
+            readers.setdefault(id(segment), (segment, []))[1].append(row)
+    return list(readers.values())

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexgen_helm.batching.packing import NO_SEGMENT, PackedMicroBatch, Place, Rows
+from flexgen_helm.batching.packing import PackedMicroBatch, Place, Rows
+from flexgen_helm.batching.readings import NO_SEGMENT
 from flexgen_helm.model.attention import Attended, attend, attend_rows, merge_
 from flexgen_helm.model.kv_cache import CachePool, KeysByHead, KeysValues
 from flexgen_helm.runtime.loaded_model import Model

@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexgen_helm.batching import packing
-from flexgen_helm.batching.packing import KEPT, NO_SEGMENT, pack_tree
+from flexgen_helm.batching.packing import KEPT, pack_tree
 from flexgen_helm.batching.prefix_tree import build_tree, prefix_order
+from flexgen_helm.batching.readings import NO_SEGMENT
 
 
 def pack(prompts, decoding=None, *, micro_batch_tokens=1000, kept=0, keep=0):

@@ -75,7 +75,7 @@ def test_one_new_position_sees_its_past_and_itself():
     q, own_k, own_v = (rows(9, 1, i).view(3, 3, D) for i in range(3))  # [b, h, d]
     past_k, past_v = (rows(9, 6, i).view(3, 3, 6, D) for i in (4, 5))  # [b, h, t, d]
     mask = torch.arange(6) >= torch.tensor(lengths)[:, None]
-    actual = attend_one(q, past_k, past_v, mask, (own_k, own_v))
+    actual = attend_one(q, past_k, past_v, mask, own_k, own_v)
     for row, length in enumerate(lengths):
         keys = torch.cat([past_k[row, :, :length], own_k[row, :, None]], dim=1)
         values = torch.cat([past_v[row, :, :length], own_v[row, :, None]], dim=1)
