@@ -1,3 +1,4 @@
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -5,7 +6,7 @@ from helm.common.request import Request
 
 from flexgen_helm.adapter import client as client_module
 from flexgen_helm.adapter.backend import DEFAULT_BACKEND
-from flexgen_helm.adapter.engines import EngineRegistry
+from flexgen_helm.adapter.engines import ENGINES, EngineRegistry
 from flexgen_helm.errors import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("watch")
@@ -40,6 +41,39 @@ def test_a_cached_answer_loads_no_engine(make_client, watch):
     watch.loaded.clear()
     assert make_client(device="cuda", num_micro_batches=8).make_request(request).cached
     assert not watch.loaded
+
+
+def loads_soon(watch):
+    """Whether an engine is loaded; loading ahead takes place in another thread."""
+    deadline_s = time.monotonic() + 5
+    while not watch.loaded and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    return bool(watch.loaded)
+
+
+def test_an_engine_is_loaded_ahead_while_nothing_can_be_cached(make_client, watch):
+    client = make_client()
+    client.load_ahead()
+    assert loads_soon(watch)
+    assert not client.make_request(requests(1)[0]).cached
+    assert len(watch.loaded) == 1
+
+
+def test_no_engine_is_loaded_ahead_where_answers_may_be_cached(make_client, watch):
+    make_client().make_request(requests(1)[0])
+    ENGINES.close_engine()
+    watch.loaded.clear()
+    client = make_client()
+    client.load_ahead()
+    assert client.make_request(requests(1)[0]).cached
+    assert not watch.loaded
+
+
+def test_what_fails_ahead_fails_again_when_it_is_needed(make_client, watch):
+    watch.fail_load = CheckpointError("weights are missing")
+    client = make_client()
+    client.load_ahead()
+    assert "weights are missing" in client.make_request(requests(1)[0]).error
 
 
 def test_clients_of_one_deployment_share_an_engine(make_client, watch):
