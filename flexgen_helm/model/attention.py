@@ -93,7 +93,11 @@ def _by_products(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
             scores += _future(start, stop, scores)
         weights = scores.softmax(-1)
         values[:, start:stop] = torch.bmm(weights, v[:, seen])
-        lse[:, start:stop] = _lse(scores, weights, start if causal else None)
+        if causal:  # a query sees at least itself
+            score, weight = (x.diagonal(start, -2, -1) for x in (scores, weights))
+        else:
+            score, weight = _heaviest(scores, weights[..., :SAMPLED_KEYS])
+        lse[:, start:stop] = _lse(scores, weights, (score, weight))
     return Attended(values, lse)
 
 
@@ -103,21 +107,25 @@ def _future(start: int, stop: int, like: Tensor) -> Tensor:
     return mask.triu_(start + 1)
 
 
-def _lse(scores: Tensor, weights: Tensor, diagonal: int | None) -> Tensor:
-    """Log-sum-exp of each row of scores [..., s, t], whose softmax is known.
+def _lse(scores: Tensor, weights: Tensor, likely: tuple[Tensor, Tensor]) -> Tensor:
+    """Log-sum-exp of each row of scores [..., t], whose softmax is known.
 
-    Any key will do, as a weight is exp(score - lse): that of the query itself or the heaviest of
-    the first few, which saves reading all scores again. Where these have no weight, the heaviest.
+    Any key with some weight will do, as its weight is exp(score - lse): that saves reading all
+    scores again.
+
+    Args:
+        scores: [..., t].
+        weights: their softmax.
+        likely: score and weight of a key that is likely to have some, both [...].
     """
-    if diagonal is not None:
-        score, weight = (x.diagonal(diagonal, -2, -1) for x in (scores, weights))
-    else:
-        weight, index = weights[..., :SAMPLED_KEYS].max(-1)
-        score = scores.gather(-1, index[..., None])[..., 0]
-    if not weight.all():
-        weight, index = weights.max(-1)
-        score = scores.gather(-1, index[..., None])[..., 0]
+    score, weight = likely if likely[1].all() else _heaviest(scores, weights)
     return score.float() - weight.float().log()
+
+
+def _heaviest(scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Score and weight of the heaviest key of each row."""
+    weight, index = weights.max(-1)
+    return scores.gather(-1, index[..., None])[..., 0], weight
 
 
 def attend_one(
@@ -152,8 +160,9 @@ def attend_one(
     past_scores = past_scores.float().masked_fill_(mask[:, None], -torch.inf)
     own_scores = (queries * own_keys).sum(-1, keepdim=True, dtype=torch.float32)  # [b, h, 1]
     scores = torch.cat([past_scores, own_scores], dim=-1)
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse[..., None]).exp_().to(queries.dtype)
+    weights = scores.softmax(-1)
+    lse = _lse(scores, weights, (scores[..., -1], weights[..., -1]))
+    weights = weights.to(queries.dtype)
     past = torch.bmm(weights[..., :t].reshape(b * h, 1, t), past_values.flatten(0, 1)).view_as(
         queries
     )
