@@ -159,6 +159,11 @@ def _cut(nodes: Sequence[Node], kept: int, longest: int) -> list[Node]:
     return pieces
 
 
+def is_kept_later(node: Node, num_positions: int, keep: int) -> bool:
+    """Whether a node is part of what the last position's path leaves for the next block."""
+    return node.last == num_positions and node.end <= keep
+
+
 def _is_kept(node: Node, kept: int) -> bool:
     return node.first == 0 and node.end <= kept
 
@@ -242,7 +247,7 @@ class _Layout:
     def _is_segment(self, index: int, chain_len: int) -> bool:
         node = self._nodes[index]
         kept = self._micro_batches[index] == KEPT
-        needed_later = node.last == self._num_positions and node.end <= self._keep
+        needed_later = is_kept_later(node, self._num_positions, self._keep)
         goes_on = self._micro_batches[self._ends[index] - 1] != self._micro_batches[index]
         is_cut = goes_on and chain_len > MAX_CARRIED
         num_readers = self._readers_before[node.last] - self._readers_before[node.first]

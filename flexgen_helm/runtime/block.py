@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.batching import blocks
-from flexgen_helm.batching.packing import KEPT, PackedTree, Place, Rows, pack_tree
+from flexgen_helm.batching.packing import (
+    KEPT,
+    PackedTree,
+    Place,
+    Rows,
+    is_kept_later,
+    pack_tree,
+)
 from flexgen_helm.batching.prefix_tree import NO_NODE, build_tree
 from flexgen_helm.batching.readings import NO_SEGMENT
 from flexgen_helm.model.kv_cache import CachePool, SegmentCache
@@ -64,7 +71,15 @@ class Block:
         )
         self._ends = _end_places(self._tree, len(jobs))
         self._rows = RowNumbers(self._tree, kept_len)
-        self._segments = self._make_segments()
+        self._scored_before = list(
+            accumulate((job.request.prompt_logprobs for job in jobs), initial=0)
+        )
+        self._needed = self._needed_rows()
+        self._sharers = self._num_sharers()
+        self._segments = [
+            self._make_segment(self._tree.places[owner], decodes=sharers > 0)
+            for owner, sharers in zip(self._tree.owners, self._sharers, strict=True)
+        ]
         self.pools = make_pools(self._decodings(number), policy.micro_batch_size, model)
         self.micro_batches = self._make_micro_batches()
 
@@ -94,16 +109,6 @@ class Block:
             segment.end_prefill()
         return kept
 
-    def _make_segments(self) -> list[Segment]:
-        decodes = list(accumulate((job.num_decoding > 0 for job in self.jobs), initial=0))
-        segments = []
-        for owner in self._tree.owners:
-            place = self._tree.places[owner]
-            node = place.node
-            has_decoding = decodes[node.last] > decodes[node.first]
-            segments.append(self._make_segment(place, decodes=has_decoding))
-        return segments
-
     def _make_segment(self, place: Place, *, decodes: bool) -> Segment:
         cache_format, num_tokens = self._model.cache_format, len(place.chain)
         if place.micro_batch == KEPT:
@@ -119,11 +124,10 @@ class Block:
         return Segment(num_tokens, cache, SegmentCache(cache_format.uncompressed, num_tokens))
 
     def _is_kept_later(self, place: Place) -> bool:
-        return place.node.last == len(self.jobs) and place.node.end <= self._keep
+        return is_kept_later(place.node, len(self.jobs), self._keep)
 
     def _decodings(self, number: int) -> list[Decoding]:
         decodings = []
-        sharers = self._num_sharers()
         for position, job in enumerate(self.jobs):
             end = self._tree.places[self._ends[position]]
             is_shared = end.segment != NO_SEGMENT
@@ -136,7 +140,9 @@ class Block:
                         job=job,
                         order=(number, position),
                         segments=tuple(self._segments[segment] for segment in path),
-                        shared_tokens=sum(self._segments[s].num_tokens / sharers[s] for s in path),
+                        shared_tokens=sum(
+                            self._segments[s].num_tokens / self._sharers[s] for s in path
+                        ),
                         chain_len=chain_len,
                         capacity=chain_len + job.max_new_tokens - 1,
                     )
@@ -150,7 +156,7 @@ class Block:
         return [before[node.last] - before[node.first] for node in nodes]
 
     def _make_micro_batches(self) -> list[PrefillMicroBatch]:
-        needed = self._rows.by_micro_batch(self._needed_rows())
+        needed = self._rows.by_micro_batch(self._needed)
         writes = self._pool_writes()
         micro_batches: list[PrefillMicroBatch] = []
         for index, packed in enumerate(self._tree.micro_batches):
@@ -184,12 +190,9 @@ class Block:
     def _needed_rows(self) -> Rows:
         """Rows whose last hidden state is read: to draw, to score, or by a later block."""
         needed = np.zeros(self._rows.total, dtype=bool)
-        scored = self._scored_before()
         for index, place in enumerate(self._tree.places):
-            own = self._rows.of(index)
-            later = self._is_kept_later(place)
-            if later or scored[place.node.last] > scored[place.node.first]:
-                needed[own] = True
+            if self._is_kept_later(place) or self._is_scored(place):
+                needed[self._rows.of(index)] = True
         for position, job in enumerate(self.jobs):
             if job.max_new_tokens:
                 needed[self._last_row(position)] = True
@@ -198,28 +201,26 @@ class Block:
 
     def _hidden_rows(self) -> Rows:
         """Where the last hidden state of each row of the block is, if it was needed."""
-        needed = self._needed_rows()
         where = np.full(self._rows.total, -1)
-        where[needed] = np.arange(len(needed))
+        where[self._needed] = np.arange(len(self._needed))
         return where
 
-    def _scored_before(self) -> list[int]:
-        """Number of requests before each position whose prompt is to be scored."""
-        return list(accumulate((job.request.prompt_logprobs for job in self.jobs), initial=0))
+    def _is_scored(self, place: Place) -> bool:
+        """Whether a prompt that runs through it is to be scored."""
+        return self._scored_before[place.node.last] > self._scored_before[place.node.first]
 
     def _last_row(self, position: int) -> int:
         return self._rows.of(self._ends[position]).stop - 1
 
     def _score(self, hidden: Tensor, where: Rows, head: Head) -> None:
         """Give each prompt that is to be scored its log-probabilities, computing each once."""
-        scored = self._scored_before()
         rows: list[int] = []
         targets: list[int] = []
         bounds = [0]
         for index, place in enumerate(self._tree.places):
             node = place.node
-            if scored[node.last] > scored[node.first]:
-                rows += where[self._rows.before(index, node.parent)].tolist()
+            if self._is_scored(place):
+                rows += where[self._rows.before(index)].tolist()
                 targets += self._prompts[node.first][max(node.start, 1) : node.end]
             bounds.append(len(rows))
         logprobs = head.score(hidden, rows, targets)

@@ -26,9 +26,9 @@ class RowNumbers:
         start = 0 if place.micro_batch == KEPT else self._starts[place.micro_batch]
         return slice(start + place.row, start + place.own.stop)
 
-    def before(self, index: int, parent: int) -> Rows:
+    def before(self, index: int) -> Rows:
         """Rows of the tokens before each token of a place; the very first token has none."""
-        own = self.of(index)
+        own, parent = self.of(index), self._places[index].node.parent
         rows = np.arange(own.start, own.stop - 1)
         return rows if parent == NO_NODE else np.concatenate([[self.of(parent).stop - 1], rows])
 
