@@ -43,15 +43,15 @@ def print_report(report: Report, *, as_json: bool) -> None:
 
 
 def _add_helm_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = benchmarks.add_parser(
+    parser = _add_parser(
+        benchmarks,
         "helm",
+        shape="opt-125m",
         help="helm-run with our client and runner, and with HELM's HuggingFaceClient",
         description="Run the same HELM suites, on a checkpoint of random weights, through HELM's"
         " HuggingFaceClient and through ours. Progress is reported on stderr.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--json", action="store_true", help="print the report as one JSON object")
     add("--suites", nargs="+", choices=SUITES, default=list(SUITES), metavar="NAME", help="to run")
     add("-m", "--max-eval-instances", type=_from(1), default=100, metavar="N", help="as helm-run's")
     add("-t", "--num-train-trials", type=_from(1), default=3, metavar="N", help="as helm-run's")
@@ -71,28 +71,52 @@ def _add_helm_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentPar
         metavar="N",
         help="instances on which scores are compared in float32; 0 not to compare them",
     )
-    add("--shape", choices=SHAPES, default="opt-125m", help="of the checkpoint")
-    add("--data", type=Path, default=DATA, metavar="DIR", help="tokenizer and scenario data")
-    add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="checkpoints, results, logs")
     parser.set_defaults(run=run_bench_helm)
 
 
 def _add_tree_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = benchmarks.add_parser(
+    parser = _add_parser(
+        benchmarks,
         "tree",
+        shape="tiny",
         help="time and memory of many requests: linear in unique tokens, and flat",
         description="Arrange ever more prompts as prefix trees, and compute ever more requests with"
         " a checkpoint of random weights. Progress is reported on stderr.",
+    )
+    add = parser.add_argument
+    add("--arranged", nargs="+", type=_from(1), default=[10_000, 100_000], metavar="N")
+    add("--computed", nargs="+", type=_from(1), default=[1000, 2500, 5000, 10_000], metavar="N")
+    parser.set_defaults(run=run_bench_tree)
+
+
+def _add_parser(
+    benchmarks: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    *,
+    shape: str,
+    help: str,  # noqa: A002 - as argparse calls it
+    description: str,
+) -> argparse.ArgumentParser:
+    """Add a benchmark with the options that all have: `shape` is the default of one of them."""
+    parser = benchmarks.add_parser(
+        name,
+        help=help,
+        description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--json", action="store_true", help="print the report as one JSON object")
-    add("--arranged", nargs="+", type=_from(1), default=[10_000, 100_000], metavar="N")
-    add("--computed", nargs="+", type=_from(1), default=[1000, 2500, 5000, 10_000], metavar="N")
-    add("--shape", choices=SHAPES, default="tiny", help="of the checkpoint")
-    add("--data", type=Path, default=DATA, metavar="DIR", help=f"holds {TOKENIZER}/")
-    add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="checkpoints")
-    parser.set_defaults(run=run_bench_tree)
+    add("--shape", choices=SHAPES, default=shape, help="of the checkpoint")
+    add("--data", type=Path, default=DATA, metavar="DIR", help="tokenizer and scenario data")
+    add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="checkpoints, results, logs")
+    return parser
+
+
+def _checkpoint(args: argparse.Namespace) -> Path:
+    """Directory of the random weights that a benchmark computes with."""
+    return random_checkpoint(
+        SHAPES[args.shape], tokenizer=args.data / TOKENIZER, parent=args.work_dir.absolute()
+    )
 
 
 def run_bench_tree(args: argparse.Namespace) -> int:
@@ -101,9 +125,7 @@ def run_bench_tree(args: argparse.Namespace) -> int:
     from flexgen_helm.bench.tree import run_tree_benchmark
 
     require_data(args.data, [])
-    checkpoint = random_checkpoint(
-        SHAPES[args.shape], tokenizer=args.data / TOKENIZER, parent=args.work_dir.absolute()
-    )
+    checkpoint = _checkpoint(args)
     report = run_tree_benchmark(
         checkpoint=checkpoint,
         arranged=args.arranged,
@@ -135,13 +157,11 @@ def run_bench_helm(args: argparse.Namespace) -> int:
         score_instances=min(args.score_instances, args.max_eval_instances),
     )
     now = datetime.now(timezone.utc)
-    work_dir = args.work_dir.absolute()
-    shape = SHAPES[args.shape]
     site = Site(
         data=args.data.absolute(),
-        checkpoint=random_checkpoint(shape, tokenizer=args.data / TOKENIZER, parent=work_dir),
-        positions=shape.max_position_embeddings,
-        directory=_new_directory(work_dir / f"helm-{now:%Y%m%dT%H%M%S}"),
+        checkpoint=_checkpoint(args),
+        positions=SHAPES[args.shape].max_position_embeddings,
+        directory=_new_directory(args.work_dir.absolute() / f"helm-{now:%Y%m%dT%H%M%S}"),
     )
     about = {"checkpoint": site.checkpoint.name, "data": str(args.data)}
     print(f"HELM's output and logs are in {site.directory}", file=sys.stderr)
