@@ -9,19 +9,25 @@ positions. Queries come scaled by 1/sqrt(d).
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-CHUNK_SCORES = 6 << 20
-"""Scores computed at once; with their softmax they take twice 12 MB in bfloat16."""
+CHUNK_SCORES = 4 << 20
+"""Scores computed at once, 8 MB in bfloat16: their weights replace them while they are in cache."""
 
 MIN_CHUNK_ROWS = 64
 """Queries from which a product is worth its call."""
 
-SAMPLED_KEYS = 16
-"""Keys among which one with weight is looked for."""
+MAX_CAUSAL_ROWS = 192
+"""Queries of a causal chunk at most: all of its queries are multiplied with all keys up to the
+last one's, and those that come after a query in vain."""
+
+SAFE_TOTALS = (1e-20, 1e20)
+"""Sums of exponentials between which no weight that counts has under- or overflown."""
 
 
 class Attended(NamedTuple):
@@ -58,9 +64,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool = Fals
     return kernel(queries, keys, values, causal)
 
 
-def attend_rows(queries: Tensor, keys: Tensor, values: Tensor) -> Attended:
-    """Attention of packed rows to keys they all see, [n, h, d] and twice [h, t, d] -> [n, h, d]."""
-    part = attend(queries.transpose(0, 1), keys, values)
+def attend_rows(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Attended:
+    """Attention of packed rows [n, h, d], as `attend` does it for those by head."""
+    part = attend(queries.transpose(0, 1), keys, values, causal=causal)
     return Attended(part.values.transpose(0, 1), part.lse.t())
 
 
@@ -79,26 +85,28 @@ def _fused_on_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
-    """Attention as product, softmax and product, in chunks whose scores stay in the CPU's cache."""
+    """Attention as two products, in chunks whose scores stay in the CPU's cache."""
     h, s, _ = q.shape
     k, v = k.contiguous(), v.contiguous()  # batched products are several times slower otherwise
     step = max(MIN_CHUNK_ROWS, CHUNK_SCORES // (h * k.shape[1]))
+    if causal:
+        step = min(step, MAX_CAUSAL_ROWS)
     values = q.new_empty(q.shape)
     lse = q.new_empty(h, s, dtype=torch.float32)
     for start in range(0, s, step):
         stop = min(start + step, s)
-        seen = slice(0, stop if causal else None)
-        scores = torch.bmm(q[:, start:stop], k[:, seen].transpose(1, 2))
-        if causal:
-            scores += _future(start, stop, scores)
-        weights = scores.softmax(-1)
-        values[:, start:stop] = torch.bmm(weights, v[:, seen])
-        if causal:  # a query sees at least itself
-            score, weight = (x.diagonal(start, -2, -1) for x in (scores, weights))
-        else:
-            score, weight = _heaviest(scores, weights[..., :SAMPLED_KEYS])
-        lse[:, start:stop] = _lse(scores, weights, (score, weight))
+        seen = k.shape[1] if not causal else stop
+        future = _future(start, stop, q) if causal else None
+        weights = _weigh(functools.partial(_scores, q[:, start:stop], k[:, :seen], future))
+        attended = torch.bmm(weights.past, v[:, :seen])
+        torch.div(attended, weights.total, out=values[:, start:stop])
+        lse[:, start:stop] = weights.lse()
     return Attended(values, lse)
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    scores = torch.bmm(q, k.transpose(1, 2))
+    return scores if mask is None else scores.add_(mask)
 
 
 def _future(start: int, stop: int, like: Tensor) -> Tensor:
@@ -107,25 +115,57 @@ def _future(start: int, stop: int, like: Tensor) -> Tensor:
     return mask.triu_(start + 1)
 
 
-def _lse(scores: Tensor, weights: Tensor, likely: tuple[Tensor, Tensor]) -> Tensor:
-    """Log-sum-exp of each row of scores [..., t], whose softmax is known.
+class _Weights(NamedTuple):
+    """Numerators and denominator of a softmax, all divided by exp(shift)."""
 
-    Any key with some weight will do, as its weight is exp(score - lse): that saves reading all
-    scores again.
+    past: Tensor
+    """Exponentials of the scores [..., t]."""
+
+    own: Tensor | None
+    """Of the score of one more key [..., 1], float32."""
+
+    total: Tensor
+    """Sum of all [..., 1]."""
+
+    shift: Tensor | None
+    """Subtracted from the scores [..., 1]; nothing if `None`."""
+
+    def lse(self) -> Tensor:
+        """Log-sum-exp of the scores [...], float32."""
+        lse = self.total.float().log()
+        return (lse if self.shift is None else lse + self.shift)[..., 0]
+
+
+def _weigh(scores: Callable[[], Tensor], own: Tensor | None = None) -> _Weights:
+    """Exponentials of scores [..., t], and of one more [..., 1], and their sum.
+
+    A softmax subtracts the largest score first, and so reads all scores three times. Scores are
+    small enough to do without, as a rule; where they are not, they are computed once more.
 
     Args:
-        scores: [..., t].
-        weights: their softmax.
-        likely: score and weight of a key that is likely to have some, both [...].
+        scores: computes them, to be overwritten.
+        own: score of one more key, float32.
     """
-    score, weight = likely if likely[1].all() else _heaviest(scores, weights)
-    return score.float() - weight.float().log()
+    if (first := scores()).is_cpu:  # elsewhere a look at the result means waiting for it
+        weights = _exponentials(first, own)
+        least, most = weights.total.aminmax()
+        if least > SAFE_TOTALS[0] and most < SAFE_TOTALS[1]:
+            return weights
+        first = scores()
+    shift = first.amax(-1, keepdim=True)
+    if own is None:
+        return _exponentials(first.sub_(shift), None)._replace(shift=shift)
+    shift = torch.maximum(shift, own.to(shift.dtype))
+    return _exponentials(first.sub_(shift), own - shift)._replace(shift=shift)
 
 
-def _heaviest(scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Score and weight of the heaviest key of each row."""
-    weight, index = weights.max(-1)
-    return scores.gather(-1, index[..., None])[..., 0], weight
+def _exponentials(scores: Tensor, own: Tensor | None) -> _Weights:
+    past = scores.exp_()
+    total = past @ past.new_ones(past.shape[-1], 1)  # many times faster than a sum
+    if own is None:
+        return _Weights(past, None, total, None)
+    own = own.exp()
+    return _Weights(past, own, total + own, None)
 
 
 def attend_one(
@@ -154,19 +194,17 @@ def attend_one(
         values [b, h, d] and log-sum-exp [b, h].
     """
     b, h, t, _ = past_keys.shape
-    past_scores = torch.bmm(
-        queries.reshape(b * h, 1, -1), past_keys.flatten(0, 1).transpose(1, 2)
-    ).view(b, h, t)
-    past_scores = past_scores.float().masked_fill_(mask[:, None], -torch.inf)
-    own_scores = (queries * own_keys).sum(-1, keepdim=True, dtype=torch.float32)  # [b, h, 1]
-    scores = torch.cat([past_scores, own_scores], dim=-1)
-    weights = scores.softmax(-1)
-    lse = _lse(scores, weights, (scores[..., -1], weights[..., -1]))
-    weights = weights.to(queries.dtype)
-    past = torch.bmm(weights[..., :t].reshape(b * h, 1, t), past_values.flatten(0, 1)).view_as(
-        queries
-    )
-    return Attended(torch.addcmul(past, weights[..., t:], own_values), lse)
+    q, k, v = queries.reshape(b * h, 1, -1), past_keys.flatten(0, 1), past_values.flatten(0, 1)
+
+    def past_scores() -> Tensor:
+        return _scores(q, k, None).view(b, h, t).masked_fill_(mask[:, None], -torch.inf)
+
+    own_scores = (queries * own_keys).sum(-1, keepdim=True, dtype=torch.float32)
+    weights = _weigh(past_scores, own_scores)
+    assert weights.own is not None, "it was given"
+    past = torch.bmm(weights.past.view(b * h, 1, t), v).view_as(queries)
+    attended = torch.addcmul(past, weights.own.to(past.dtype), own_values)
+    return Attended(attended.div_(weights.total), weights.lse())
 
 
 def merge_(total: Attended, part: Attended) -> None:

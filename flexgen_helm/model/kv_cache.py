@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.quant.quantize import QuantizedTensor, dequantize, quantize
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
@@ -156,13 +157,15 @@ class CachePool:
         self.capacity = capacity
         self._layers = [(self._room(), self._room()) for _ in range(cache_format.spec.num_layers)]
 
-    def write(self, layer: int, slots: Tensor, positions: Tensor, new: KeysValues) -> None:
-        """Store rows [n, e], each at its slot and position."""
+    def write(self, layer: int, cells: RowCells, new: KeysValues) -> None:
+        """Store those of the rows [n, e] that have a cell here."""
         for room, rows in zip(self._layers[layer], new, strict=True):
-            stored = self._format.compress(rows)
+            if isinstance(room, Tensor):
+                cells.spread(rows.unflatten(1, room.shape[2:]), room)
+                continue
+            stored = self._format.compress(cells.rows_of(rows))
             for tensor, part in zip(_tensors(room), _tensors(stored), strict=True):
-                # Plain rows are stored by head, [b, t, h, d]; codes stay [b, t, g, codes].
-                tensor[slots, positions] = part.view(len(part), *tensor.shape[2:])
+                cells.store(part, tensor)
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return all positions of all slots, both [b, h, t, d]; t is the capacity.

@@ -20,7 +20,8 @@ from flexgen_helm.batching.packing import (
 )
 from flexgen_helm.batching.prefix_tree import NO_NODE, build_tree
 from flexgen_helm.batching.readings import NO_SEGMENT
-from flexgen_helm.model.kv_cache import CachePool, SegmentCache
+from flexgen_helm.model.kv_cache import SegmentCache
+from flexgen_helm.model.row_cells import RowCells, Stretch
 from flexgen_helm.runtime.decode import Decoding, make_pools
 from flexgen_helm.runtime.head import Head
 from flexgen_helm.runtime.job import Job
@@ -178,13 +179,14 @@ class Block:
         """Per micro-batch, what it stores for the sequences that end in it."""
         writes: list[list[PoolWrite]] = [[] for _ in self._tree.micro_batches]
         for pool in self.pools:
-            parts: dict[int, list[tuple[int, Rows]]] = {}
+            parts: dict[int, list[Stretch]] = {}
             for slot, member in enumerate(pool.members):
                 end = self._tree.places[self._ends[member.order[1]]]
                 if member.chain_len:
-                    parts.setdefault(end.micro_batch, []).append((slot, end.chain))
-            for micro_batch, chains in parts.items():
-                writes[micro_batch].append(_pool_write(pool.cache, chains, self._model))
+                    parts.setdefault(end.micro_batch, []).append(Stretch(slot, 0, end.chain))
+            for micro_batch, stretches in parts.items():
+                cells = RowCells.of(stretches, self._model.device)
+                writes[micro_batch].append(PoolWrite(pool=pool.cache, cells=cells))
         return writes
 
     def _needed_rows(self) -> Rows:
@@ -271,12 +273,3 @@ def _end_places(tree: PackedTree, num_positions: int) -> list[int]:
         after = follower.first if has_child and follower is not None else place.node.last
         ends[place.node.first : after] = [index] * (after - place.node.first)
     return ends
-
-
-def _pool_write(pool: CachePool, chains: Sequence_[tuple[int, Rows]], model: Model) -> PoolWrite:
-    return PoolWrite(
-        pool=pool,
-        rows=model.indices(np.concatenate([chain for _, chain in chains])),
-        slots=model.indices(np.repeat([slot for slot, _ in chains], [len(c) for _, c in chains])),
-        positions=model.indices(np.concatenate([np.arange(len(c)) for _, c in chains])),
-    )

@@ -11,18 +11,21 @@ from torch import Tensor
 
 from flexgen_helm.model.attention import Attended, attend_one, attend_rows, merge_
 from flexgen_helm.model.kv_cache import CachePool, KeysValues
+from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.segments import Segment
 from flexgen_helm.runtime.sequence import Sequence
 
 LEAST_FILLED = 0.8
-"""Sequences share a pool if the shortest needs at least this part of the longest one's capacity;
-and a pool is packed anew when more than the rest of its slots is unused."""
+"""Sequences share a pool if the shortest needs at least this part of the longest one's capacity."""
 
-SMALL_POOL = 32
-"""Sequences up to which pools are joined: what a pool costs beside its sequences is about as much
-as it costs to read the cache of one or two."""
+POOL_READS = 1.5
+"""What a pool costs per token beside its sequences, in times a sequence's cache is read."""
+
+COPY_READS = 5
+"""What it costs to copy a sequence's cache, in times it is read: the copy is written to memory that
+the system has to provide."""
 
 GROWTH = 64
 """Tokens a pool has more room for than it holds when it is packed. All of that room is read for
@@ -95,10 +98,21 @@ class Pool:
         return self.cache.num_slots * self.capacity
 
     @property
+    def copy_reads(self) -> float:
+        """What it costs to pack it anew, in times a sequence's cache is read."""
+        return COPY_READS * len(self.members)
+
+    @property
+    def remaining_len(self) -> int:
+        """Tokens until all sequences have ended, at most."""
+        return max(member.capacity - member.own_len for member in self.members)
+
+    @property
     def outgrown(self) -> bool:
-        """Whether too many slots are unused, or the next token has no place."""
-        sparse = len(self.members) < LEAST_FILLED * self.cache.num_slots
-        return sparse or max(m.own_len for m in self.members) >= self.cache.capacity
+        """Whether the next token has no place, or unused slots cost more than packing it anew."""
+        full = max(member.own_len for member in self.members) >= self.cache.capacity
+        unused = self.cache.num_slots - len(self.members)
+        return full or unused * self.remaining_len > self.copy_reads
 
     def drop_finished(self) -> list[Decoding]:
         """Take out the sequences that have ended."""
@@ -128,19 +142,18 @@ class Pool:
 
     def begin_token(self) -> None:
         """Prepare what is the same in all layers."""
-        lengths = [0] * self.cache.num_slots
-        for slot, member in zip(self._slots, self.members, strict=True):
-            lengths[slot] = member.own_len
-        ends = self._model.indices(lengths)
-        self._mask = torch.arange(self.cache.capacity, device=ends.device) >= ends[:, None]
+        lengths = [member.own_len for member in self.members]
+        self._cells = RowCells(range(len(lengths)), self._slots, lengths, self._model.device)
         self._used = self._model.indices(self._slots)
-        self._positions = ends[self._used]
+        ends = self._model.indices([0] * self.cache.num_slots)
+        ends[self._used] = self._model.indices(lengths)
+        self._mask = torch.arange(self.cache.capacity, device=ends.device) >= ends[:, None]
 
     def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Attended:
         """Attention, in a layer, of each sequence's new position [b, h, d] to what is its own."""
         own = [x.unflatten(1, queries.shape[1:]) for x in new]
         keys, values = self.cache.read(layer)
-        self.cache.write(layer, self._used, self._positions, new)
+        self.cache.write(layer, self._cells, new)
         if len(self._slots) == self.cache.num_slots:
             return attend_one(queries, keys, values, self._mask, *own)
         spread = [x.new_zeros(len(keys), *x.shape[1:]) for x in (queries, *own)]
@@ -164,7 +177,7 @@ class DecodeMicroBatch:
         for pool in pools:
             pool.begin_token()
         readers = _readers(member for pool in pools for member in pool.members)
-        self._readings = [(segment, model.indices(rows)) for segment, rows in readers]
+        self._readings = [(segment, _slice_if_one(rows, model)) for segment, rows in readers]
 
     def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Tensor:
         """Attention of all rows in a layer, [n, e] -> [n, e].
@@ -182,8 +195,9 @@ class DecodeMicroBatch:
             assert segment.cache is not None, "a segment above a sequence in decode is cached"
             read = total.rows(readers)
             merge_(read, attend_rows(q[readers], *segment.cache.read(layer)))
-            for tensor, changed in zip(total, read, strict=True):
-                tensor[readers] = changed
+            if not isinstance(readers, slice):  # of a slice, `read` is a view
+                for tensor, changed in zip(total, read, strict=True):
+                    tensor[readers] = changed
         return total.values.flatten(1)
 
 
@@ -199,11 +213,7 @@ def make_pools(members: Iterable[Decoding], size: int, model: Model) -> list[Poo
 
 
 def repack(pools: Iterable[Pool], size: int) -> list[Pool]:
-    """Drop empty pools, pack outgrown ones anew, and join small ones.
-
-    Copying costs about as much as a few tokens of decode, so it waits until it saves a part of
-    every further token.
-    """
+    """Drop empty pools, pack outgrown ones anew, and join those that are soon better together."""
     repacked: list[Pool] = []
     for pool in sorted((p for p in pools if p.members), key=lambda pool: -pool.capacity):
         other = repacked[-1] if repacked else None
@@ -232,9 +242,11 @@ def _current_capacity(members: Iterable[Decoding]) -> int:
 
 
 def _joins(one: Pool, other: Pool, size: int) -> bool:
+    """Whether two pools, the longer first, are joined: if that saves more than it costs."""
     fit = len(one.members) + len(other.members) <= size
-    small = max(len(one.members), len(other.members)) <= SMALL_POOL
-    return fit and small and other.capacity >= LEAST_FILLED * one.capacity
+    saved_reads = POOL_READS * min(one.remaining_len, other.remaining_len)
+    pays = saved_reads > one.copy_reads + other.copy_reads
+    return fit and pays and other.capacity >= LEAST_FILLED * one.capacity
 
 
 def _readers(members: Iterable[Decoding]) -> list[tuple[Segment, list[int]]]:
@@ -244,3 +256,9 @@ def _readers(members: Iterable[Decoding]) -> list[tuple[Segment, list[int]]]:
         for segment in member.segments:
             readers.setdefault(id(segment), (segment, []))[1].append(row)
     return list(readers.values())
+
+
+def _slice_if_one(rows: Sequence_[int], model: Model) -> slice | Tensor:
+    """Return ascending rows as a slice if none is missing between the first and the last."""
+    first, after = rows[0], rows[-1] + 1
+    return slice(first, after) if after - first == len(rows) else model.indices(rows)

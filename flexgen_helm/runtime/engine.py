@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,11 @@ class Engine:
         spec = read_spec(path)
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
-        with tqdm(total=spec.num_layers + 1, unit="layer", disable=not progress) as bar:
+        with (
+            ThreadPoolExecutor() as beside,
+            tqdm(total=spec.num_layers + 1, unit="layer", disable=not progress) as bar,
+        ):
+            tokenizer, digest = (beside.submit(f, path) for f in (_load_tokenizer, fingerprint))
             bar.set_description(f"loading {model}")
             weights = load_weights(
                 CheckpointReader(path),
@@ -95,7 +100,7 @@ class Engine:
             )
         description = EngineDescription(
             model=str(model),
-            fingerprint=fingerprint(path),
+            fingerprint=digest.result(),
             compression=compression.label,
             dtype=dtype,
             device=device,
@@ -106,7 +111,7 @@ class Engine:
         loaded = Model(
             spec=spec,
             weights=weights,
-            tokenizer=_load_tokenizer(path),
+            tokenizer=tokenizer.result(),
             compression=compression,
             dtype=DTYPES[dtype],
             device=torch.device(device),

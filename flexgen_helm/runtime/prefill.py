@@ -13,6 +13,7 @@ from flexgen_helm.batching.packing import PackedMicroBatch, Place, Rows
 from flexgen_helm.batching.readings import NO_SEGMENT
 from flexgen_helm.model.attention import Attended, attend, attend_rows, merge_
 from flexgen_helm.model.kv_cache import CachePool, KeysByHead, KeysValues
+from flexgen_helm.model.row_cells import RowCells, Stretch
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.segments import Segment
 
@@ -28,29 +29,46 @@ class PoolWrite:
     """Rows whose keys and values go into a pool, for the sequences that will decode."""
 
     pool: CachePool
-    rows: Tensor
-    slots: Tensor
-    positions: Tensor
+    cells: RowCells
 
 
-@dataclass(frozen=True, kw_only=True)
 class ChainBatch:
     """Chains of similar length, each attending causally to itself, padded to the longest.
 
     Padding comes behind a chain's end, where causal attention never looks.
+
+    Args:
+        places: of these chains, the longest first.
+        device: where they are computed.
     """
 
-    rows: Tensor
-    """Row of each position among those the micro-batch sees [b, s]."""
+    def __init__(self, places: Sequence[Place], device: torch.device) -> None:
+        self._shape = len(places), len(places[0].chain)
+        chains = (Stretch(slot, 0, place.chain) for slot, place in enumerate(places))
+        own = (
+            Stretch(slot, len(place.chain) - len(rows), rows)
+            for slot, place in enumerate(places)
+            for rows in [np.arange(place.own.start, place.own.stop)]
+        )
+        self._chains = RowCells.of(chains, device)
+        self._own = RowCells.of(own, device)
 
-    queries: Tensor
-    """Row of its query [b, s]; of carried ones any, as what they attend to is known already."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, total: Attended) -> None:
+        """Put what the chains' own rows attend to into `total`, [n, h, d]."""
+        # What the carried part of a chain attends to is known already: it needs no queries.
+        queries = self._by_head(q, self._own)
+        part = attend(queries, *(self._by_head(x, self._chains) for x in (k, v)), causal=True)
+        for by_head, rows in zip(part, total, strict=True):
+            cells = by_head.unflatten(0, (self._shape[0], -1)).transpose(1, 2)
+            self._own.collect(cells, rows)
 
-    computed: Tensor
-    """Which of the b * s positions are rows of their own, not copies or padding [n]."""
-
-    own: Tensor
-    """Rows these are [n]."""
+    def _by_head(self, packed: Tensor, cells: RowCells) -> Tensor:
+        """Rows [n, h, d] in the order in which they are read [b * h, s, d]."""
+        b, s = self._shape
+        _, h, d = packed.shape
+        room = packed.new_zeros(b, h, s, d)
+        cells.spread(packed, room.transpose(1, 2))
+        return room.flatten(0, 1)
 
 
 class PrefillMicroBatch:
@@ -89,9 +107,7 @@ class PrefillMicroBatch:
         self._pool_writes = pool_writes
         self._previous = previous
         self._carried = model.indices(packed.carried)
-        self._chains = [
-            _chain_batch(places, len(packed.carried), model) for places in _batches(packed.places)
-        ]
+        self._chains = [ChainBatch(places, model.device) for places in _batches(packed.places)]
         self._writes = [
             (segments[place.segment], model.indices(place.chain))
             for place in packed.places
@@ -108,16 +124,14 @@ class PrefillMicroBatch:
         q, k, v = (self._heads(x) for x in (queries, *visible))
         total = Attended(torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32))
         for chains in self._chains:
-            part = _attend_chains(q[chains.queries], k[chains.rows], v[chains.rows])
-            total.values[chains.own] = part.values[chains.computed]
-            total.lse[chains.own] = part.lse[chains.computed]
+            chains.attend(q, k, v, total)
         for segment, rows in self._writes:
             segment.write(layer, visible.rows(rows).by_head(self._num_heads))
         for read, readers in self._readings:
             shared = KeysByHead.join([segment.computed(layer) for segment in read])
             merge_(total.rows(readers), attend_rows(q[readers], *shared))
         for write in self._pool_writes:
-            write.pool.write(layer, write.slots, write.positions, visible.rows(write.rows))
+            write.pool.write(layer, write.cells, visible)
         return total.values.flatten(1)
 
     def _with_carried(self, new: KeysValues) -> KeysValues:
@@ -134,17 +148,6 @@ class PrefillMicroBatch:
         return rows.unflatten(1, (self._num_heads, -1))
 
 
-def _attend_chains(queries: Tensor, keys: Tensor, values: Tensor) -> Attended:
-    """Causal attention of each of b chains to itself, [b, s, h, d] -> [b * s, h, d]."""
-    b, s, h, d = queries.shape
-    q, k, v = (x.transpose(1, 2).reshape(b * h, s, d) for x in (queries, keys, values))
-    part = attend(q, k, v, causal=True)
-    return Attended(
-        part.values.view(b, h, s, d).transpose(1, 2).reshape(b * s, h, d),
-        part.lse.view(b, h, s).transpose(1, 2).reshape(b * s, h),
-    )
-
-
 def _batches(places: Sequence[Place]) -> Iterator[list[Place]]:
     """Group places whose chains are of similar length."""
     batch: list[Place] = []
@@ -158,19 +161,3 @@ def _batches(places: Sequence[Place]) -> Iterator[list[Place]]:
         batch.append(place)
     if batch:
         yield batch
-
-
-def _chain_batch(places: Sequence[Place], num_carried: int, model: Model) -> ChainBatch:
-    longest = len(places[0].chain)
-    rows = np.stack([np.resize(place.chain, longest) for place in places])
-    ends = np.arange(len(places)) * longest + [len(place.chain) for place in places]
-    computed = [
-        np.arange(end - place.node.num_tokens, end) for end, place in zip(ends, places, strict=True)
-    ]
-    own = [np.arange(place.own.start, place.own.stop) for place in places]
-    return ChainBatch(
-        rows=model.indices(rows),
-        queries=model.indices(np.maximum(rows - num_carried, 0)),
-        computed=model.indices(np.concatenate(computed)),
-        own=model.indices(np.concatenate(own)),
-    )

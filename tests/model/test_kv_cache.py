@@ -3,8 +3,11 @@ import torch
 
 from flexgen_helm import Compression
 from flexgen_helm.model.kv_cache import CacheFormat, CachePool, KeysByHead, KeysValues, SegmentCache
+from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.quant.quantize import dequantize, quantize
 from flexgen_helm.specs.model import ModelSpec
+
+CPU = torch.device("cpu")
 
 SPEC = ModelSpec(
     num_layers=2,
@@ -22,7 +25,7 @@ def cache_format(bits=None):
         spec=SPEC,
         compression=Compression(cache_bits=bits),
         dtype=torch.float32,
-        device=torch.device("cpu"),
+        device=CPU,
     )
 
 
@@ -67,7 +70,7 @@ def test_joining_and_slicing_undo_each_other():
 def test_a_pool_reads_each_slot_by_head_and_finite_beyond(bits):
     pool = CachePool(cache_format(bits), 2, 4)
     new = rows(5)
-    pool.write(1, torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 1]), new)
+    pool.write(1, RowCells(range(5), [0, 0, 0, 1, 1], [0, 1, 2, 0, 1], CPU), new)
     for room, written in zip(pool.read(1), new, strict=True):
         assert room.shape == (2, 3, 4, 64)
         expected = round_trip(written, bits).unflatten(1, (3, 64)).transpose(0, 1)
@@ -80,8 +83,8 @@ def test_a_pool_reads_each_slot_by_head_and_finite_beyond(bits):
 def test_gathering_moves_slots_as_they_are(bits):
     one, other = CachePool(cache_format(bits), 2, 3), CachePool(cache_format(bits), 1, 2)
     for layer in range(2):
-        one.write(layer, torch.tensor([0, 1]), torch.tensor([0, 2]), rows(2, layer))
-        other.write(layer, torch.tensor([0]), torch.tensor([1]), rows(1, 9))
+        one.write(layer, RowCells(range(2), [0, 1], [0, 2], CPU), rows(2, layer))
+        other.write(layer, RowCells([0], [0], [1], CPU), rows(1, 9))
     gathered = CachePool.gather(
         [(other, torch.tensor([0])), (one, torch.tensor([1]))], lengths=[2, 3], capacity=5
     )

@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from flexgen_helm.model.kv_cache import CacheFormat, KeysValues
+from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.runtime import decode
 from flexgen_helm.runtime.decode import Decoding, Pool, group, make_pools, repack
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
+
+CPU = torch.device("cpu")
 
 SPEC = ModelSpec(
     num_layers=1,
@@ -20,9 +23,7 @@ SPEC = ModelSpec(
 )
 MODEL = SimpleNamespace(
     spec=SPEC,
-    cache_format=CacheFormat(
-        spec=SPEC, compression=Compression(), dtype=torch.float32, device=torch.device("cpu")
-    ),
+    cache_format=CacheFormat(spec=SPEC, compression=Compression(), dtype=torch.float32, device=CPU),
     indices=torch.as_tensor,
 )
 
@@ -44,7 +45,7 @@ def make_pool(places, **lengths):
     pool = Pool.make([decoding(place, **lengths) for place in places], MODEL)
     for slot, member in enumerate(pool.members):
         row = torch.full((1, 8), float(member.order[1]))
-        pool.cache.write(0, torch.tensor([slot]), torch.tensor([0]), KeysValues(row, row))
+        pool.cache.write(0, RowCells([0], [slot], [0], CPU), KeysValues(row, row))
     return pool
 
 
@@ -86,28 +87,33 @@ def test_room_grows_with_the_sequences():
     assert places(grown) == ([0], [0])
 
 
-def test_sequences_that_end_leave_and_the_rest_is_packed_when_it_pays():
-    pool = make_pool(range(10))
+@pytest.mark.parametrize(("new_tokens", "packed"), [(12, True), (11, False)])
+def test_sequences_that_end_leave_and_the_rest_is_packed_when_it_pays(new_tokens, packed):
+    """Three unused slots are read for every further token; copying the rest is 35 reads."""
+    pool = make_pool(range(10), new_tokens=new_tokens)
     assert [member.order[1] for member in finish(pool, 3)] == [3]
     assert repack([pool], 256) == [pool]
     finish(pool, 0, 8)
-    [packed] = repack([pool], 256)
-    assert places(packed) == ([1, 2, 4, 5, 6, 7, 9], [1, 2, 4, 5, 6, 7, 9])
+    [after] = repack([pool], 256)
+    assert (after is not pool) == packed
+    left = [1, 2, 4, 5, 6, 7, 9]
+    assert places(after) == (left, left if packed else list(range(10)))
 
 
 def test_small_pools_are_joined_in_the_order_of_the_tree():
-    one, other = make_pool([0, 3]), make_pool([1, 2])
+    one, other = make_pool([0, 3], new_tokens=14), make_pool([1, 2], new_tokens=14)
     [joined] = repack([one, other], 256)
     assert places(joined) == ([0, 1, 2, 3], [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize(
-    ("sizes", "size"),
-    [((33, 2), 256), ((2, 2), 3)],
-    ids=["one is large", "more than a micro-batch"],
+    ("sizes", "new_tokens", "size"),
+    [((3, 2), 14, 256), ((2, 2), 13, 256), ((2, 2), 14, 3)],
+    ids=["much to copy", "little left to generate", "more than a micro-batch"],
 )
-def test_pools_that_stay_apart(sizes, size):
-    pools = [make_pool(range(count)) for count in sizes]
+def test_pools_that_stay_apart(sizes, new_tokens, size):
+    """Four sequences are 20 reads to copy, five 25; fewer pools save 1.5 reads a token."""
+    pools = [make_pool(range(count), new_tokens=new_tokens) for count in sizes]
     assert len(repack(pools, size)) == 2
 
 
