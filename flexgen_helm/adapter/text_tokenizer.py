@@ -47,7 +47,11 @@ def load_description(name_or_path: str, **kwargs: Any) -> TokenizerDescription:
     """Have transformers load a tokenizer, from local files if they are there, as HELM does."""
     from transformers import AutoTokenizer
 
+    from flexgen_helm.runtime.tokenizer import local_tokenizer
+
     try:
+        if not kwargs:  # as the engine loads it
+            return describe_tokenizer(local_tokenizer(name_or_path))
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, local_files_only=True, **kwargs)
     except OSError:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)

@@ -1,7 +1,7 @@
 """OPT, OPT-IML and Galactica: the arithmetic of each step on packed positions.
 
 Shape letters: n packed positions (of all sequences of a micro-batch), e model width, v vocabulary.
-Weights come as parts (see `offload.weights`); the names in a part are listed with `loading`.
+Weights come as parts (see `offload.weights`); the tensors of a part are listed in `parts`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from flexgen_helm.offload.weights import Part
 from flexgen_helm.specs.model import POSITION_OFFSET, ModelSpec
 
 Attention = Callable[[Tensor, KeysValues], Tensor]
-"""Queries [n, e] and new keys and values [n, e] -> attended values [n, e]."""
+"""Queries [n, e] and new keys and values [n, e] -> attended values, of the rows that come out."""
 
 
 class _Projections(NamedTuple):
@@ -43,8 +43,8 @@ def layer(
 ) -> Tensor:
     """One transformer layer, [n, e] -> [n, e]; `attention` decides who sees whom.
 
-    With `rows` only these come out; what follows attention is not computed for the others, of
-    which the last layer needs keys and values alone.
+    With `rows` only these come out, also of `attention`; of the others the last layer needs keys
+    and values alone.
     """
     return _mlp_block(spec, weights, _attention_block(spec, weights, hidden, attention, rows))
 
@@ -55,7 +55,8 @@ def logits(spec: ModelSpec, weights: Part, hidden: Tensor) -> Tensor:
         hidden = _norm(weights, "final_norm", hidden)
     if spec.projected_embeddings:
         hidden = F.linear(hidden, weights["project_out"])
-    return linear(hidden, weights["lm_head"]).float()
+    head = weights["tokens" if spec.tied_embeddings else "lm_head"]
+    return linear(hidden, head).float()
 
 
 def _attention_block(
@@ -64,7 +65,7 @@ def _attention_block(
     source = _norm(weights, "attention_norm", hidden) if spec.norm_before else hidden
     attended = attention(*_project(spec, weights, source))
     if rows is not None:
-        hidden, attended = hidden[rows], attended[rows]
+        hidden = hidden[rows]
     hidden = hidden + _linear(weights, "out_proj", attended)
     return hidden if spec.norm_before else _norm(weights, "attention_norm", hidden)
 

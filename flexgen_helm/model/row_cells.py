@@ -91,6 +91,8 @@ class RowCells:
 
 def _runs(numbers: NDArray[np.int64]) -> list[_Run]:
     """Runs of rows, slots and positions [3, n]."""
+    if not numbers.size:
+        return []
     breaks = (np.diff(numbers) != [[1], [0], [1]]).any(axis=0)
     bounds = [0, *(np.flatnonzero(breaks) + 1).tolist(), numbers.shape[1]]
     return [

@@ -51,9 +51,7 @@ class ResidentWeights:
 
     @property
     def num_bytes(self) -> int:
-        tensors = (tensor for part in self._parts.values() for tensor in part.values())
-        # By identity: a tied LM head is the token table and is stored once.
-        return sum(stored_bytes(tensor) for tensor in {id(t): t for t in tensors}.values())
+        return sum(stored_bytes(x) for part in self._parts.values() for x in part.values())
 
     @property
     def linear_bytes(self) -> int:

@@ -167,6 +167,7 @@ class DecodeMicroBatch:
     """Pools that pass through a layer together, one new token a sequence."""
 
     needed: Tensor | None = None
+    """All rows."""
 
     def __init__(self, pools: Sequence_[Pool], model: Model) -> None:
         self.sequences = [sequence for pool in pools for sequence in pool.sequences]
@@ -199,6 +200,8 @@ class DecodeMicroBatch:
                 for tensor, changed in zip(total, read, strict=True):
                     tensor[readers] = changed
         return total.values.flatten(1)
+
+    attend_needed = attend
 
 
 def make_pools(members: Iterable[Decoding], size: int, model: Model) -> list[Pool]:

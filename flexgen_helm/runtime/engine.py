@@ -7,13 +7,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from flexgen_helm.errors import CheckpointError, EngineClosedError, InvalidRequestError
+from flexgen_helm.errors import EngineClosedError, InvalidRequestError
 from flexgen_helm.model.checkpoint import CheckpointReader, fingerprint, read_spec, resolve
 from flexgen_helm.model.dtypes import DTYPES, resolve_device, resolve_dtype
 from flexgen_helm.model.loading import load_weights
@@ -21,11 +20,10 @@ from flexgen_helm.runtime.allocator import reuse_freed_memory
 from flexgen_helm.runtime.executor import BlockExecutor
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.progress import OnProgress, Progress, progress_reporter
+from flexgen_helm.runtime.tokenizer import checkpoint_tokenizer
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
 class Engine:
@@ -88,7 +86,9 @@ class Engine:
             ThreadPoolExecutor() as beside,
             tqdm(total=spec.num_layers + 1, unit="layer", disable=not progress) as bar,
         ):
-            tokenizer, digest = (beside.submit(f, path) for f in (_load_tokenizer, fingerprint))
+            tokenizer, digest = (
+                beside.submit(f, path) for f in (checkpoint_tokenizer, fingerprint)
+            )
             bar.set_description(f"loading {model}")
             weights = load_weights(
                 CheckpointReader(path),
@@ -201,20 +201,3 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _load_tokenizer(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    # Without this check transformers would make an empty tokenizer from config.json alone.
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
-        raise CheckpointError(
-            f"{path} has no tokenizer: put one of {', '.join(_TOKENIZER_FILES)} (and what belongs"
-            " to it) beside config.json"
-        )
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"the tokenizer in {path} cannot be read ({error}): fetch it again"
-        ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Sequence_
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -171,12 +172,14 @@ class BlockExecutor:
             if step.begins_layer:
                 part = weights.fetch(layer_part(step.layer))
             micro_batch = micro_batches[step.micro_batch]
+            last = step.layer == spec.num_layers - 1
+            attend = micro_batch.attend_needed if last else micro_batch.attend
             hidden[step.micro_batch] = opt.layer(
                 spec,
                 part,
                 hidden[step.micro_batch],
-                lambda q, new: micro_batch.attend(step.layer, q, new),  # noqa: B023
-                micro_batch.needed if step.layer == spec.num_layers - 1 else None,
+                partial(attend, step.layer),
+                micro_batch.needed if last else None,
             )
         return hidden
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from flexgen_helm.model import attention
-from flexgen_helm.model.attention import Attended, attend, attend_one, merge_
+from flexgen_helm.model.attention import Attended, attend, attend_one, attend_some, merge_
 
 D = 8
 
@@ -53,13 +53,29 @@ def test_attend_chooses_a_kernel_for_each_dtype(dtype):
     assert_close(attend(q, k, v, causal=True), expected, 1e-5 if dtype == torch.float32 else 0.05)
 
 
-def test_lse_where_the_first_keys_have_no_weight():
+@pytest.mark.parametrize("size", [1e3, -1e3], ids=["overflow", "underflow"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_scores_beyond_the_range_of_exponentials(size, causal):
     q, k, v = (rows(3, 40, i) for i in range(3))
-    k[:, :20] = -100 * q.sign().mean(1, keepdim=True)
-    k[:, 30] = 100 * q.mean(1)
-    actual = attention._by_products(100 * q, k, v, False)
-    expected = reference(100 * q, k, v)
-    torch.testing.assert_close(actual.lse.double(), expected.lse, rtol=1e-5, atol=1e-3)
+    q[..., 0], k[..., 0] = 1, size
+    actual = attention._by_products(q, k, v, causal)
+    torch.testing.assert_close(actual.lse.sign(), torch.full((3, 40), size).sign())
+    assert_close(actual, reference(q, k, v, causal), 2e-3)
+
+
+@pytest.mark.parametrize("size", [1e3, -1e3], ids=["overflow", "underflow"])
+def test_one_new_position_with_scores_beyond_the_range_of_exponentials(size):
+    q, own_k, own_v = (rows(6, 1, i).view(2, 3, D) for i in range(3))
+    past_k, past_v = (rows(6, 5, i).view(2, 3, 5, D) for i in (4, 5))
+    q[..., 0], past_k[..., 0], own_k[..., 0] = 1, size, size
+    nothing = torch.zeros(2, 5, dtype=torch.bool)
+    actual = attend_one(q, past_k, past_v, nothing, own_k, own_v)
+    keys, values = (
+        torch.cat([past, own[:, :, None]], dim=2)
+        for past, own in ((past_k, own_k), (past_v, own_v))
+    )
+    expected = reference(q[:, :, None], keys, values)
+    assert_close(actual, Attended(expected.values[:, :, 0], expected.lse[:, :, 0]), 2e-3)
 
 
 def test_parts_merge_to_the_whole():
@@ -82,3 +98,16 @@ def test_one_new_position_sees_its_past_and_itself():
         expected = reference(q[row, :, None], keys, values)
         one = Attended(actual.values[row, :, None], actual.lse[row, :, None])
         assert_close(one, expected, 1e-5)
+
+
+def test_some_positions_see_what_is_not_masked():
+    q = rows(6, 2, 0).view(2, 3, 2, D)  # [b, h, s, d]
+    k, v = (rows(6, 7, i).view(2, 3, 7, D) for i in (1, 2))
+    ends = torch.tensor([[3, 6], [0, 2]])
+    actual = attend_some(q, k, v, ends[..., None] < torch.arange(7))
+    for slot in range(2):
+        for row in range(2):
+            seen = slice(0, int(ends[slot, row]) + 1)
+            expected = reference(q[slot, :, row, None], k[slot, :, seen], v[slot, :, seen])
+            values, lse = actual.values[slot, :, row, None], actual.lse[slot, :, row, None]
+            assert_close(Attended(values, lse), expected, 1e-5)
