@@ -7,6 +7,7 @@
     │   └── InvalidCompressionError  bits, group size or a compression label that does not exist
     ├── CheckpointError              a checkpoint is missing, incomplete, corrupt or not an OPT
     │   └── UnsupportedModelError    the checkpoint is sound but its architecture is not ours
+    ├── StoreError                   a weight store is damaged, or its disk cannot be used
     ├── DeploymentError              a deployment name that cannot be turned into a model
     ├── NumericsError                the model computed NaN
     ├── EngineClosedError            a request reached an engine that is shut down
@@ -45,6 +46,10 @@ class CheckpointError(FlexGenError):
 
 class UnsupportedModelError(CheckpointError):
     """A checkpoint is not of an architecture this package runs."""
+
+
+class StoreError(FlexGenError):
+    """A weight store is incomplete or corrupt, or cannot be read or written."""
 
 
 class DeploymentError(FlexGenError):

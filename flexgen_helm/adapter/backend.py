@@ -9,9 +9,10 @@ test, or a user's `prod_env`, can choose another.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
 
 DEFAULT_BACKEND = "flexgen_helm.adapter.engine_process.ProcessBackend"
@@ -22,7 +23,7 @@ OnResult = Callable[[int, GenerationResult], None]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """Everything that is needed to build an engine; all of it plain YAML values."""
+    """Everything that is needed to build an engine."""
 
     checkpoint: str
     """Hub id or directory."""
@@ -36,20 +37,11 @@ class EngineSettings:
     device: str = "auto"
     """Compute device."""
 
-    micro_batch_size: int | None = None
-    """Sequences computed together; `None` leaves it to the engine."""
+    policy: Policy = field(default_factory=Policy)
+    """Shape of blocks, and where weights are."""
 
-    num_micro_batches: int | None = None
-    """Micro-batches one pass over the weights serves; `None` leaves it to the engine."""
-
-    micro_batch_tokens: int | None = None
-    """Prompt tokens computed together; `None` leaves it to the engine."""
-
-    cache_bytes: int | None = None
-    """Bytes the KV cache may take; `None` leaves it to the engine."""
-
-    share_prefixes: bool | None = None
-    """Whether what prompts have in common is computed once; `None` leaves it to the engine."""
+    offload_dir: str | None = None
+    """Where weight stores are; `None` leaves it to the engine."""
 
     backend: str = DEFAULT_BACKEND
     """Class path of the `Backend`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from helm.clients.client import CachingClient
 from helm.common.cache import KeyValueStoreCacheConfig
@@ -24,6 +25,7 @@ from flexgen_helm.adapter.prompts import encode_prompt
 from flexgen_helm.adapter.responses import Response
 from flexgen_helm.adapter.tokenizer import FlexGenTokenizer
 from flexgen_helm.errors import FlexGenError
+from flexgen_helm.specs.policy import Policy
 
 ADVICE = (
     "flexgen_helm: HELM sends at most --num-threads requests at once, and batches are as small."
@@ -43,18 +45,18 @@ class FlexGenClient(CachingClient):
         compression: str = "none",
         dtype: str = "auto",
         device: str = "auto",
-        micro_batch_size: int | None = None,
-        num_micro_batches: int | None = None,
-        micro_batch_tokens: int | None = None,
-        cache_bytes: int | None = None,
-        share_prefixes: bool | None = None,
+        policy: Mapping[str, Any] | None = None,
+        offload_dir: str | None = None,
         backend: str = DEFAULT_BACKEND,
         end_of_text_token: str | None = None,
     ) -> None:
         """Make a client; HELM fills in cache, tokenizer and end-of-text token.
 
         The other arguments are those of `EngineSettings`, and what `client_spec.args` in a
-        ``model_deployments.yaml`` may say.
+        ``model_deployments.yaml`` may say; `policy` has the fields of `Policy`.
+
+        Raises:
+            InvalidSettingError: a field of the policy that does not exist, or a value out of range.
         """
         super().__init__(cache_config=cache_config)
         self._responses = ResponseCache(cache_config)
@@ -67,11 +69,8 @@ class FlexGenClient(CachingClient):
                 compression=compression,
                 dtype=dtype,
                 device=device,
-                micro_batch_size=micro_batch_size,
-                num_micro_batches=num_micro_batches,
-                micro_batch_tokens=micro_batch_tokens,
-                cache_bytes=cache_bytes,
-                share_prefixes=share_prefixes,
+                policy=Policy.from_settings(policy or {}),
+                offload_dir=offload_dir,
                 backend=backend,
             )
         )

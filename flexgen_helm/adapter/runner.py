@@ -16,6 +16,7 @@ foresaw is computed by the client as it is without this runner.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,13 @@ class FlexGenRunner(Runner):
         if ours:
             ENGINE_PROCESS.start()  # it takes seconds; meanwhile:
         with rare_collections():
-            import_metrics(run_specs)
+            executes = self._executes_here()
+            with ThreadPoolExecutor(max_workers=1) as beside:
+                if executes:
+                    beside.submit(self._load_ahead, ours)
+                import_metrics(run_specs)
             try:
-                if self._executes_here():
-                    self._load_ahead(ours)
+                if executes:
                     self._prepare(self._gather(ours))
                 super().run_all(run_specs)
             finally:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from flexgen_helm.adapter.backend import EngineSettings, GenerationEngine, Identity
 from flexgen_helm.specs.compression import Compression
-from flexgen_helm.specs.policy import Policy
 
 
 class RuntimeBackend:
@@ -30,11 +27,6 @@ class RuntimeBackend:
             compression=Compression.parse(settings.compression),
             dtype=settings.dtype,
             device=settings.device,
-            policy=_policy(settings),
+            policy=settings.policy,
+            offload_dir=settings.offload_dir,
         )
-
-
-def _policy(settings: EngineSettings) -> Policy:
-    """Return the engine's defaults with what the settings say."""
-    given = {field.name: getattr(settings, field.name) for field in fields(Policy)}
-    return Policy(**{name: value for name, value in given.items() if value is not None})

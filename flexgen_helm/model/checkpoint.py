@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from flexgen_helm.errors import CheckpointError
+from flexgen_helm.model.dummy import DUMMY_FILE, DummyReader
 from flexgen_helm.specs.model import ModelSpec
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
@@ -62,7 +63,8 @@ def fingerprint(path: Path) -> str:
     to 64 MiB whole and makes a digest of a 60 GB checkpoint a matter of seconds.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for file in [*sorted(path.glob("*.json")), *sorted(path.glob("*.txt")), *_weight_files(path)]:
+    weights = [] if _is_dummy(path) else _weight_files(path)
+    for file in [*sorted(path.glob("*.json")), *sorted(path.glob("*.txt")), *weights]:
         size = file.stat().st_size
         digest.update(f"{file.name}\0{size}\0".encode())
         with file.open("rb") as stream:
@@ -70,6 +72,15 @@ def fingerprint(path: Path) -> str:
                 stream.seek(offset)
                 digest.update(stream.read(_FINGERPRINT_BLOCK_BYTES))
     return digest.hexdigest()
+
+
+def open_checkpoint(path: Path) -> CheckpointReader | DummyReader:
+    """Return what reads the tensors of a checkpoint.
+
+    Raises:
+        CheckpointError: files are missing or damaged.
+    """
+    return DummyReader(path) if _is_dummy(path) else CheckpointReader(path)
 
 
 class CheckpointReader:
@@ -117,6 +128,10 @@ class CheckpointReader:
         if self._pickled is None or self._pickled[0] != file:
             self._pickled = (file, _load_pickled(file))
         return self._pickled[1][stored_name]
+
+
+def _is_dummy(path: Path) -> bool:
+    return (path / DUMMY_FILE).is_file()
 
 
 def _index(path: Path) -> dict[str, tuple[Path, str]]:

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flexgen_helm.model.checkpoint import CheckpointReader
 from flexgen_helm.model.linear import laid_out
-from flexgen_helm.model.parts import PartTensor, parts
+from flexgen_helm.model.parts import PartTensor, TensorSource, parts
 from flexgen_helm.offload.weights import ResidentWeights
 from flexgen_helm.quant.quantize import QuantizedTensor, quantize
 from flexgen_helm.specs.compression import Compression
@@ -17,7 +16,7 @@ from flexgen_helm.specs.model import ModelSpec
 
 
 def load_weights(
-    reader: CheckpointReader,
+    reader: TensorSource,
     spec: ModelSpec,
     compression: Compression,
     *,

@@ -12,7 +12,9 @@ three attention projections are stored as one matrix [3e, e]: one product instea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
 
 from flexgen_helm.offload.weights import EMBEDDINGS, layer_part
 from flexgen_helm.specs.model import POSITION_OFFSET, ModelSpec
@@ -37,6 +39,14 @@ class PartTensor(NamedTuple):
     def stacked_shape(self) -> tuple[int, ...]:
         """Its own shape."""
         return (len(self.sources) * self.shape[0], *self.shape[1:])
+
+
+class TensorSource(Protocol):
+    """What has the tensors of a checkpoint."""
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return a tensor after checking it."""
+        ...
 
 
 def parts(spec: ModelSpec) -> dict[str, list[PartTensor]]:

@@ -36,6 +36,17 @@ class _Run(NamedTuple):
     positions: slice
 
 
+def row_index(rows: ArrayLike, device: torch.device) -> slice | Tensor:
+    """Return what picks rows out of a tensor: a slice if they follow one another.
+
+    A slice of a tensor shares its memory, which the rows an index picks do not.
+    """
+    numbers = np.asarray(rows, dtype=np.int64)
+    if len(numbers) and (np.diff(numbers) == 1).all():
+        return slice(int(numbers[0]), int(numbers[-1]) + 1)
+    return torch.as_tensor(numbers, device=device)
+
+
 class RowCells:
     """Which rows of packed tensors [n, ...] belong in which cells of tensors [b, t, ...].
 
@@ -50,7 +61,8 @@ class RowCells:
         self, rows: ArrayLike, slots: ArrayLike, positions: ArrayLike, device: torch.device
     ) -> None:
         numbers = np.array([rows, slots, positions], dtype=np.int64)
-        self._rows, self._slots, self._positions = torch.as_tensor(numbers, device=device)
+        self._rows = row_index(numbers[0], device)
+        self._slots, self._positions = torch.as_tensor(numbers[1:], device=device)
         runs = _runs(numbers) if device.type == "cpu" else []
         self._runs = runs if numbers.shape[1] >= MIN_RUN_LEN * len(runs) > 0 else None
 

@@ -27,25 +27,36 @@ Part = Mapping[str, Tensor]
 """Tensors of one part by name, in the compute dtype."""
 
 
+StoredTensor = Tensor | QuantizedTensor
+"""A tensor as it is stored."""
+
+
 class WeightSource(Protocol):
-    """Hands out parts; a fetched part is valid until the caller drops it."""
+    """Hands out parts; a fetched part is valid until another one is fetched."""
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all parts as stored."""
         ...
 
+    @property
+    def linear_bytes(self) -> int:
+        """Bytes of the matrices compression acts on: those of the transformer layers."""
+        ...
+
     def fetch(self, part: str) -> Part:
         """Return a part in the compute dtype, dequantized if it is stored compressed."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory. The source is not used afterwards."""
         ...
 
 
 class ResidentWeights:
     """All parts in the memory of the compute device, compressed ones dequantized on every fetch."""
 
-    def __init__(
-        self, parts: Mapping[str, Mapping[str, Tensor | QuantizedTensor]], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, parts: Mapping[str, Mapping[str, StoredTensor]], dtype: torch.dtype) -> None:
         self._parts = parts
         self._dtype = dtype
 
@@ -55,7 +66,6 @@ class ResidentWeights:
 
     @property
     def linear_bytes(self) -> int:
-        """Bytes of the matrices compression acts on: those of the transformer layers."""
         layers = (part for name, part in self._parts.items() if name != EMBEDDINGS)
         return sum(
             stored_bytes(tensor)
@@ -65,13 +75,30 @@ class ResidentWeights:
         )
 
     def fetch(self, part: str) -> Part:
-        return {name: self._decompress(tensor) for name, tensor in self._parts[part].items()}
+        return {name: decompress(x, self._dtype) for name, x in self._parts[part].items()}
 
-    def _decompress(self, tensor: Tensor | QuantizedTensor) -> Tensor:
-        return dequantize(tensor, self._dtype) if isinstance(tensor, QuantizedTensor) else tensor
+    def close(self) -> None:
+        self._parts = {}
 
 
-def stored_bytes(tensor: Tensor | QuantizedTensor) -> int:
+DEQUANTIZED_AT_ONCE = 1 << 22
+"""Numbers dequantized at once: what is computed on the way takes several times their bytes."""
+
+
+def decompress(tensor: StoredTensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in the compute dtype."""
+    if isinstance(tensor, Tensor):
+        return tensor
+    num_rows = len(tensor.codes)
+    step = max(1, DEQUANTIZED_AT_ONCE // tensor.row_len)
+    values = tensor.codes.new_empty(num_rows, tensor.row_len, dtype=dtype)
+    for start in range(0, num_rows, step):
+        rows = slice(start, start + step)
+        values[rows] = dequantize(tensor.map(lambda x: x[rows]), dtype)  # noqa: B023
+    return values
+
+
+def stored_bytes(tensor: StoredTensor) -> int:
     """Bytes of a tensor as stored."""
     if isinstance(tensor, QuantizedTensor):
         return tensor.num_bytes

@@ -160,7 +160,9 @@ class Block:
         needed = self._rows.by_micro_batch(self._needed)
         writes = self._pool_writes()
         micro_batches: list[PrefillMicroBatch] = []
-        for index, packed in enumerate(self._tree.micro_batches):
+        all_packed = self._tree.micro_batches
+        carries = [*(packed.carried for packed in all_packed[1:]), np.arange(0)]
+        for index, packed in enumerate(all_packed):
             previous = micro_batches[-1] if micro_batches else None
             micro_batches.append(
                 PrefillMicroBatch(
@@ -170,6 +172,7 @@ class Block:
                     writes[index],
                     needed[index],
                     previous,
+                    carries[index],
                     self._model,
                 )
             )

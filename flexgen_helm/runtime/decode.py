@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flexgen_helm.model.attention import Attended, attend_one, attend_rows, merge_
 from flexgen_helm.model.kv_cache import CachePool, KeysValues
-from flexgen_helm.model.row_cells import RowCells
+from flexgen_helm.model.row_cells import RowCells, row_index
 from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.segments import Segment
@@ -178,7 +178,7 @@ class DecodeMicroBatch:
         for pool in pools:
             pool.begin_token()
         readers = _readers(member for pool in pools for member in pool.members)
-        self._readings = [(segment, _slice_if_one(rows, model)) for segment, rows in readers]
+        self._readings = [(segment, row_index(rows, model.device)) for segment, rows in readers]
 
     def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Tensor:
         """Attention of all rows in a layer, [n, e] -> [n, e].
@@ -259,9 +259,3 @@ def _readers(members: Iterable[Decoding]) -> list[tuple[Segment, list[int]]]:
         for segment in member.segments:
             readers.setdefault(id(segment), (segment, []))[1].append(row)
     return list(readers.values())
-
-
-def _slice_if_one(rows: Sequence_[int], model: Model) -> slice | Tensor:
-    """Return ascending rows as a slice if none is missing between the first and the last."""
-    first, after = rows[0], rows[-1] + 1
-    return slice(first, after) if after - first == len(rows) else model.indices(rows)

@@ -7,15 +7,16 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from flexgen_helm.errors import EngineClosedError, InvalidRequestError
-from flexgen_helm.model.checkpoint import CheckpointReader, fingerprint, read_spec, resolve
+from flexgen_helm.model.checkpoint import fingerprint, read_spec, resolve
 from flexgen_helm.model.dtypes import DTYPES, resolve_device, resolve_dtype
-from flexgen_helm.model.loading import load_weights
+from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR, open_weights
 from flexgen_helm.runtime.allocator import reuse_freed_memory
 from flexgen_helm.runtime.executor import BlockExecutor
 from flexgen_helm.runtime.loaded_model import Model
@@ -58,9 +59,13 @@ class Engine:
         dtype: str = "auto",
         device: str = "auto",
         policy: Policy | None = None,
+        offload_dir: str | os.PathLike[str] | None = None,
         progress: bool = False,
     ) -> Engine:
         """Load a checkpoint.
+
+        With weights on disk or in the host's memory it is converted into a weight store first,
+        unless that has been done; see `flexgen-helm convert`.
 
         Args:
             model: hub id, or directory with `config.json`, weights and tokenizer.
@@ -68,16 +73,18 @@ class Engine:
             dtype: compute dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the
                 fastest the device computes well in.
             device: ``cpu``, ``cuda``, ``cuda:1`` ..., or ``auto`` for CUDA where there is one.
-            policy: shape of the blocks.
+            policy: shape of the blocks, and where weights are.
+            offload_dir: where weight stores are; `~/.cache/flexgen_helm` if left out.
             progress: whether to show a progress bar while loading.
 
         Raises:
             CheckpointError: the checkpoint is missing, incomplete or damaged.
             UnsupportedModelError: its architecture is not one this engine runs.
             InvalidSettingError: there is no such dtype.
+            StoreError: the weight store is damaged, or its disk cannot be used.
         """
         reuse_freed_memory()
-        compression = compression or Compression()
+        compression, policy = compression or Compression(), policy or Policy()
         path = resolve(model)
         spec = read_spec(path)
         device = resolve_device(device)
@@ -90,12 +97,14 @@ class Engine:
                 beside.submit(f, path) for f in (checkpoint_tokenizer, fingerprint)
             )
             bar.set_description(f"loading {model}")
-            weights = load_weights(
-                CheckpointReader(path),
+            weights = open_weights(
+                path,
                 spec,
                 compression,
-                dtype=DTYPES[dtype],
+                policy,
+                dtype=dtype,
                 device=torch.device(device),
+                offload_dir=Path(offload_dir or DEFAULT_OFFLOAD_DIR).expanduser(),
                 on_part=partial(bar.update, 1),
             )
         description = EngineDescription(
@@ -116,7 +125,7 @@ class Engine:
             dtype=DTYPES[dtype],
             device=torch.device(device),
         )
-        return cls(loaded, description, policy or Policy())
+        return cls(loaded, description, policy)
 
     def generate(
         self,
@@ -187,7 +196,9 @@ class Engine:
     def close(self) -> None:
         """Free the model's memory. Later calls of `generate` raise `EngineClosedError`."""
         with self._lock:
-            self._model = None
+            if self._model is not None:
+                self._model.weights.close()
+                self._model = None
 
     def _open_model(self) -> Model:
         if self._model is None:

@@ -170,6 +170,7 @@ class BlockExecutor:
         hidden = [opt.embed(spec, part, mb.token_ids, mb.positions) for mb in micro_batches]
         for step in block_schedule(spec.num_layers, len(micro_batches)):
             if step.begins_layer:
+                del part  # its memory may be needed for the next one
                 part = weights.fetch(layer_part(step.layer))
             micro_batch = micro_batches[step.micro_batch]
             last = step.layer == spec.num_layers - 1

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from flexgen_helm.errors import InvalidSettingError
+from flexgen_helm.specs.placement import ON_DEVICE, Placement
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Shape of blocks, and memory for them. Placement over tiers comes with offloading.
+    """Shape of blocks, memory for them, and where weights are.
 
     Raises:
         InvalidSettingError: a size below 1.
@@ -31,6 +34,13 @@ class Policy:
     """Whether what prompts have in common is computed and stored once. Results are the same
     without; it is there to measure what sharing gains."""
 
+    weights: Placement = ON_DEVICE
+    """Where the matrices of the transformer layers are. Embeddings, norms and biases, a few percent
+    of a large model, stay on the device."""
+
+    overlap: bool = True
+    """Whether the next layer's weights are read from disk while a layer computes."""
+
     def __post_init__(self) -> None:
         for name in ("micro_batch_size", "num_micro_batches", "micro_batch_tokens", "cache_bytes"):
             value = getattr(self, name)
@@ -38,6 +48,25 @@ class Policy:
                 raise InvalidSettingError(
                     f"{name}={value!r} is out of range: it must be at least 1"
                 )
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Policy:
+        """Make one of plain values, as in YAML; ``weights`` is a mapping like ``{disk: 1}``.
+
+        Raises:
+            InvalidSettingError: there is no such field, or a value is out of range.
+        """
+        values = dict(settings)
+        try:
+            if "weights" in values:
+                values["weights"] = Placement(**values["weights"])
+            return cls(**values)
+        except TypeError as error:
+            names = ", ".join(field.name for field in fields(cls))
+            raise InvalidSettingError(
+                f"policy {dict(settings)} is not understood ({error}): it has the fields {names},"
+                " and weights has the fields device, host and disk"
+            ) from error
 
     @property
     def effective_batch(self) -> int:

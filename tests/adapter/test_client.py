@@ -39,7 +39,7 @@ def test_a_cached_answer_loads_no_engine(make_client, watch):
     [request] = requests(1)
     make_client().make_request(request)
     watch.loaded.clear()
-    assert make_client(device="cuda", num_micro_batches=8).make_request(request).cached
+    assert make_client(device="cuda", policy={"num_micro_batches": 8}).make_request(request).cached
     assert not watch.loaded
 
 

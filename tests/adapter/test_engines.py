@@ -8,9 +8,8 @@ from flexgen_helm.adapter.engine_process import ProcessBackend
 from flexgen_helm.adapter.engines import EngineRegistry, EngineSlot, backend_of
 from flexgen_helm.adapter.fake import FakeBackend
 from flexgen_helm.adapter.prompts import EncodedPrompt
-from flexgen_helm.adapter.runtime_backend import RuntimeBackend, _policy
+from flexgen_helm.adapter.runtime_backend import RuntimeBackend
 from flexgen_helm.errors import EngineClosedError, InvalidCompressionError
-from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import GenerationRequest
 from tests.adapter.backends import WATCHED
 
@@ -110,13 +109,6 @@ def test_every_job_has_one_outcome(watch):
 
 def test_the_default_backend_runs_models():
     assert isinstance(backend_of(EngineSettings(checkpoint="a")), ProcessBackend)
-
-
-def test_sizes_left_out_are_left_to_the_engine():
-    assert _policy(EngineSettings(checkpoint="a")) == Policy()
-    assert _policy(EngineSettings(checkpoint="a", num_micro_batches=7)) == Policy(
-        num_micro_batches=7
-    )
 
 
 def test_the_runtime_backend_loads_the_engine(checkpoint):

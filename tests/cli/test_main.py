@@ -14,7 +14,7 @@ def test_help_names_every_command(capsys):
     output = capsys.readouterr().out
     assert all(
         f"\n    {name} " in output
-        for name in ("demo", "run", "tables", "compare", "register", "bench")
+        for name in ("demo", "run", "tables", "compare", "register", "convert", "bench")
     )
 
 

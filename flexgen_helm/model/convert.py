@@ -1,0 +1,119 @@
+"""From a checkpoint to a weight store, in bounded memory whatever the checkpoint's size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flexgen_helm.errors import StoreError
+from flexgen_helm.files import write_atomically
+from flexgen_helm.model.parts import PartTensor, TensorSource, parts
+from flexgen_helm.offload.part_file import Entry, PartFile, PartWriter
+from flexgen_helm.offload.store import (
+    COMPONENTS,
+    StoreIdentity,
+    WeightStore,
+    part_path,
+    quantized_entries,
+    write_manifest,
+)
+from flexgen_helm.quant.quantize import quantize
+from flexgen_helm.specs.model import ModelSpec
+
+CONVERTED_AT_ONCE = 1 << 22
+"""Numbers converted at once; quantization takes some ten times their bytes on the way."""
+
+
+def convert(
+    source: TensorSource,
+    spec: ModelSpec,
+    identity: StoreIdentity,
+    *,
+    dtype: torch.dtype,
+    directory: Path,
+    on_part: Callable[[], object] = lambda: None,
+) -> WeightStore:
+    """Make a weight store, tensor by tensor; parts of an interrupted conversion are kept.
+
+    Args:
+        source: the checkpoint.
+        spec: its architecture.
+        identity: what the store is made from and how.
+        dtype: of what is not quantized.
+        directory: where the store will be.
+        on_part: called after each of the `num_layers + 1` parts, for progress.
+
+    Raises:
+        CheckpointError: a tensor is missing, damaged or of another shape than the spec says.
+        StoreError: the directory cannot be written, or has a store of something else.
+    """
+    if not WeightStore.is_whole(directory):
+        all_parts = parts(spec)
+        for name, tensors in all_parts.items():
+            _convert_part(source, tensors, identity, dtype, part_path(directory, name))
+            on_part()
+        row_lens = {t.name: t.shape[1] for part in all_parts.values() for t in part if t.linear}
+        write_manifest(directory, identity, parts=all_parts, row_lens=row_lens)
+    return WeightStore(directory, identity)
+
+
+def _convert_part(
+    source: TensorSource,
+    tensors: list[PartTensor],
+    identity: StoreIdentity,
+    dtype: torch.dtype,
+    path: Path,
+) -> None:
+    with suppress(StoreError):
+        if PartFile.open(path).identity == identity.text:
+            return  # from a conversion that was interrupted later on
+    entries: dict[str, Entry] = {}
+    for tensor in tensors:
+        entries |= _entries(tensor, identity, dtype)
+
+    def write(temporary: Path) -> None:
+        with PartWriter(temporary, entries, identity.text) as file:
+            for tensor in tensors:
+                for rows in _rows(source, tensor):
+                    _write_rows(file, tensor, rows.to(dtype), identity)
+
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error}): name another --offload-dir, with room for the"
+            " whole store"
+        ) from error
+
+
+def _entries(tensor: PartTensor, identity: StoreIdentity, dtype: torch.dtype) -> dict[str, Entry]:
+    if not tensor.linear or identity.weight_bits is None:
+        return {tensor.name: Entry(dtype, tensor.stacked_shape)}
+    return quantized_entries(
+        tensor.name,
+        tensor.stacked_shape,
+        bits=identity.weight_bits,
+        group_size=identity.group_size,
+    )
+
+
+def _rows(source: TensorSource, tensor: PartTensor) -> Iterator[Tensor]:
+    """Rows of a tensor, a few at a time."""
+    step = max(1, CONVERTED_AT_ONCE // (tensor.shape[1] if len(tensor.shape) > 1 else 1))
+    for name in tensor.sources:
+        yield from source.read(name, tensor.shape).split(step)
+
+
+def _write_rows(
+    file: PartWriter, tensor: PartTensor, rows: Tensor, identity: StoreIdentity
+) -> None:
+    if not tensor.linear or identity.weight_bits is None:
+        file.write(tensor.name, rows)
+        return
+    quantized = quantize(rows, bits=identity.weight_bits, group_size=identity.group_size)
+    for component, part in zip(COMPONENTS, quantized.tensors, strict=True):
+        file.write(f"{tensor.name}.{component}", part)

@@ -1,0 +1,107 @@
+"""Checkpoints without weights: their tensors are made up when they are read.
+
+How long a model takes does not depend on what its weights are, so the speed of one that nobody has
+downloaded can be measured. A dummy is a directory with a `config.json`, a tokenizer, and
+`dummy.json`, which has the seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flexgen_helm.errors import InvalidSettingError
+from flexgen_helm.files import write_text_atomically
+
+DUMMY_FILE = "dummy.json"
+INIT_STD = 0.02
+"""Standard deviation of weights, as OPT's own were initialised with."""
+
+BLOCK = 1 << 24
+"""Random numbers of a tensor, after which they repeat: drawing is slower than copying."""
+
+SIZES = {
+    "opt-125m": (12, 768, 12),
+    "opt-1.3b": (24, 2048, 32),
+    "opt-2.7b": (32, 2560, 32),
+    "opt-6.7b": (32, 4096, 32),
+    "opt-13b": (40, 5120, 40),
+    "opt-30b": (48, 7168, 56),
+    "opt-66b": (64, 9216, 72),
+    "opt-175b": (96, 12288, 96),
+}
+"""Layers, width and heads of the OPT family (Zhang et al. 2022, table 1); the MLP is four times as
+wide. OPT-350m, whose layers are different, is not among them."""
+
+
+def write_dummy(size: str, *, tokenizer: Path, directory: Path, seed: int = 0) -> Path:
+    """Make a dummy checkpoint, and return its directory.
+
+    Args:
+        size: a key of `SIZES`.
+        tokenizer: directory with the files of OPT's tokenizer.
+        directory: where to make it.
+        seed: of the random weights.
+
+    Raises:
+        InvalidSettingError: there is no such size, or no tokenizer.
+    """
+    if size not in SIZES:
+        raise InvalidSettingError(
+            f"there is no OPT of size {size!r}: choose one of {', '.join(SIZES)}"
+        )
+    files = [file for pattern in ("*.json", "*.txt") for file in tokenizer.glob(pattern)]
+    if not files:
+        raise InvalidSettingError(f"{tokenizer} has no tokenizer: name a directory that has OPT's")
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, directory / file.name)
+    write_text_atomically(directory / "config.json", json.dumps(_config(size), indent=1))
+    write_text_atomically(directory / DUMMY_FILE, json.dumps({"seed": seed}))
+    return directory
+
+
+class DummyReader:
+    """Makes up the tensors of a dummy checkpoint; the same ones every time."""
+
+    def __init__(self, path: Path) -> None:
+        self._seed: int = json.loads((path / DUMMY_FILE).read_text())["seed"]
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return a tensor: norms are all ones, biases zeros, matrices random."""
+        if len(shape) == 1:
+            ones = name.endswith("norm.weight")
+            return torch.full(shape, float(ones), dtype=torch.float16)
+        text = f"{self._seed}/{name}".encode()
+        seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
+        tensor = torch.empty(shape, dtype=torch.float16)
+        blocks = tensor.view(-1).split(BLOCK)
+        blocks[0].normal_(0, INIT_STD, generator=torch.Generator().manual_seed(seed))
+        for block in blocks[1:]:
+            block.copy_(blocks[0][: len(block)])
+        return tensor
+
+
+def _config(size: str) -> dict[str, object]:
+    layers, width, heads = SIZES[size]
+    return {
+        "model_type": "opt",
+        "architectures": ["OPTForCausalLM"],
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "word_embed_proj_dim": width,
+        "num_attention_heads": heads,
+        "ffn_dim": 4 * width,
+        "vocab_size": 50272,
+        "max_position_embeddings": 2048,
+        "activation_function": "relu",
+        "do_layer_norm_before": True,
+        "eos_token_id": 2,
+        "bos_token_id": 2,
+        "pad_token_id": 1,
+    }

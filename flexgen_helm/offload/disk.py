@@ -1,0 +1,104 @@
+"""Reading files into memory past the page cache, several requests in flight.
+
+What is read once a pass has no use for the page cache: it would only push out what has, and copy
+everything once more. Where a file system knows no direct reads, pages are dropped after use.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flexgen_helm.errors import StoreError
+from flexgen_helm.offload.part_file import ALIGNMENT
+
+REQUEST_BYTES = 8 << 20
+"""Bytes of one request: enough for the disk to be busy, few enough to have several in flight."""
+
+REQUESTS_IN_FLIGHT = 4
+
+
+def aligned_down(offset: int) -> int:
+    """Return the last multiple of `ALIGNMENT` up to an offset."""
+    return offset // ALIGNMENT * ALIGNMENT
+
+
+def aligned_up(offset: int) -> int:
+    """Return the first multiple of `ALIGNMENT` from an offset on."""
+    return aligned_down(offset + ALIGNMENT - 1)
+
+
+def aligned_buffer(num_bytes: int) -> Tensor:
+    """Return memory for direct reads, uint8, of at least so many bytes."""
+    # Anonymous pages begin at multiples of the page size, which `ALIGNMENT` divides.
+    return torch.frombuffer(mmap.mmap(-1, max(aligned_up(num_bytes), ALIGNMENT)), dtype=torch.uint8)
+
+
+class DiskReader:
+    """Reads parts of files in threads of its own."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="disk-read")
+
+    def read(self, path: Path, offset: int, buffer: Tensor) -> list[Future[None]]:
+        """Begin to fill a buffer from a file; done when all futures are.
+
+        Args:
+            path: the file.
+            offset: where to begin, a multiple of `ALIGNMENT`.
+            buffer: part of one made by `aligned_buffer`, beginning at such a multiple, too. What
+                lies behind the end of the file is left as it is.
+
+        Raises:
+            StoreError: from a future, where the file cannot be read.
+        """
+        assert offset % ALIGNMENT == 0
+        assert buffer.data_ptr() % ALIGNMENT == 0
+        starts = range(0, len(buffer), REQUEST_BYTES)
+        return [
+            self._threads.submit(_read, path, offset + start, buffer[start : start + REQUEST_BYTES])
+            for start in starts
+        ]
+
+    def close(self) -> None:
+        """Wait for reads under way, and end the threads."""
+        self._threads.shutdown(cancel_futures=True)
+
+
+def _read(path: Path, offset: int, buffer: Tensor) -> None:
+    memory = buffer.numpy().data
+    try:
+        with _opened(path) as (file, direct):
+            while memory and (count := os.preadv(file, [memory], offset)):
+                memory, offset = memory[count:], offset + count
+                if count % ALIGNMENT:  # the end of the file
+                    break
+            if not direct:
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be read ({error}): check the disk, or convert the checkpoint again"
+        ) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, bool]]:
+    """Open a file, for direct reads where its file system has them."""
+    try:
+        file, direct = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0)), True
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        file, direct = os.open(path, os.O_RDONLY), False
+    try:
+        yield file, direct
+    finally:
+        os.close(file)

@@ -1,0 +1,150 @@
+"""Weights of which a part is read from disk for every pass, one layer ahead of its use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from flexgen_helm.offload.disk import DiskReader, aligned_buffer
+from flexgen_helm.offload.part_file import PartFile, Region
+from flexgen_helm.offload.reading import DiskPart, Reading
+from flexgen_helm.offload.store import WeightStore, tensor_of
+from flexgen_helm.offload.weights import Part, StoredTensor, decompress, stored_bytes
+from flexgen_helm.specs.placement import Tier
+
+Placed = Mapping[str, Mapping[str, Tier]]
+"""Per part, tier of each tensor that is not on the device."""
+
+LayOut = Callable[[Tensor], Tensor]
+"""Brings a matrix into the order in which it is read fastest."""
+
+
+class StreamedWeights:
+    """Parts of a store. What is on disk is read anew whenever it is fetched.
+
+    While a part is used the next one is read into the other of two staging buffers, so a part is
+    valid until the next one is fetched.
+
+    Args:
+        store: where they come from.
+        placed: what stays on disk or in the host's memory.
+        dtype: compute dtype.
+        device: what computes.
+        lay_out: applied to matrices that are not quantized.
+        overlap: whether the next part is read while one is used.
+    """
+
+    def __init__(
+        self,
+        store: WeightStore,
+        placed: Placed,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        lay_out: LayOut,
+        overlap: bool = True,
+    ) -> None:
+        self._store = store
+        self._dtype = dtype
+        self._device = device
+        self._lay_out = lay_out
+        self._overlap = overlap
+        self._reader = DiskReader()
+        self._resident: dict[str, dict[str, StoredTensor]] = {}
+        self._streamed: dict[str, DiskPart] = {}
+        for name in store.part_names:
+            self._add(store.part(name), name, placed.get(name, {}))
+        size = max((part.num_bytes for part in self._streamed.values()), default=0)
+        self._buffers = [aligned_buffer(size) for _ in range(2 if size else 0)]
+        self._order = list(self._streamed)
+        self._ahead: Reading | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return self._store.num_bytes
+
+    @property
+    def linear_bytes(self) -> int:
+        return self._store.linear_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that stay in memory, staging buffers included."""
+        kept = sum(stored_bytes(x) for part in self._resident.values() for x in part.values())
+        return kept + sum(len(buffer) for buffer in self._buffers)
+
+    def fetch(self, part: str) -> Part:
+        """See `WeightSource.fetch`.
+
+        Raises:
+            StoreError: the disk cannot be read, or what it holds has changed.
+        """
+        tensors = dict(self._resident[part])
+        if part in self._streamed:
+            tensors |= self._assemble(self._read(part))
+        return {name: decompress(self._moved(x), self._dtype) for name, x in tensors.items()}
+
+    def close(self) -> None:
+        """Let reads that are under way end, and give back the memory."""
+        self._reader.close()
+        self._resident.clear()
+        self._buffers.clear()
+
+    def _add(self, file: PartFile, name: str, tiers: Mapping[str, Tier]) -> None:
+        on_disk = {
+            region: where
+            for region, where in file.regions.items()
+            if tiers.get(tensor_of(region)) is Tier.DISK
+        }
+        if on_disk:
+            self._streamed[name] = DiskPart(file, on_disk)
+        kept = {region: x for region, x in file.regions.items() if region not in on_disk}
+        self._resident[name] = {
+            tensor: x if tiers.get(tensor) is Tier.HOST else self._moved(x)
+            for tensor, x in self._load(file, kept).items()
+        }
+
+    def _load(self, file: PartFile, regions: Mapping[str, Region]) -> dict[str, StoredTensor]:
+        """Read what stays in memory."""
+        part = DiskPart(file, regions)
+        tensors = Reading(part, aligned_buffer(part.num_bytes), self._reader).finish()
+        # Copies, as the buffer also holds what lies between.
+        return self._assemble({name: tensor.clone() for name, tensor in tensors.items()})
+
+    def _moved(self, tensor: StoredTensor) -> StoredTensor:
+        """Bring a tensor to the device."""
+        if self._device.type == "cpu":
+            return tensor
+        if isinstance(tensor, Tensor):
+            return tensor.to(self._device)
+        return tensor.map(lambda x: x.to(self._device))
+
+    def _assemble(self, tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+        """Matrices as they are computed with; quantized ones as they are."""
+        assembled = self._store.assemble(tensors)
+        return {
+            name: self._lay_out(x) if isinstance(x, Tensor) and self._is_matrix(name, x) else x
+            for name, x in assembled.items()
+        }
+
+    def _is_matrix(self, name: str, tensor: Tensor) -> bool:
+        return name in self._store.linear_names and tensor.dim() == 2
+
+    def _read(self, part: str) -> dict[str, Tensor]:
+        """Tensors of a part from disk; begins to read the next one."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.part is not self._streamed[part]:
+            ahead.wait()  # read in vain; its buffer is needed
+            ahead = None
+        tensors = (ahead or self._begin(part)).finish()
+        if self._overlap:
+            following = self._order[(self._order.index(part) + 1) % len(self._order)]
+            self._ahead = self._begin(following)
+        return tensors
+
+    def _begin(self, part: str) -> Reading:
+        # Buffers alternate: the part before this one may still be in use.
+        self._buffers.reverse()
+        return Reading(self._streamed[part], self._buffers[0], self._reader)

@@ -1,0 +1,47 @@
+import pytest
+
+from flexgen_helm import Engine, GenerationRequest, Policy, SamplingParams
+from flexgen_helm.cli.main import main
+from flexgen_helm.model import dummy
+from flexgen_helm.specs.placement import Placement
+
+
+def lines(capsys):
+    return dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_checkpoint_becomes_a_store_that_the_engine_finds(checkpoint, tmp_path, capsys):
+    arguments = ["--offload-dir", str(tmp_path), "--weight-bits", "4", "--dtype", "float32"]
+    assert main(["convert", str(checkpoint), *arguments]) == 0
+    printed = lines(capsys)
+    assert printed["checkpoint"] == str(checkpoint)
+    assert printed["store"].startswith(str(tmp_path))
+    assert printed["size"].endswith("kB")
+
+
+def test_a_dummy_is_run_like_any_checkpoint(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(dummy.SIZES, "opt-125m", (2, 64, 4))
+    arguments = ["--dummy", "--tokenizer", str(checkpoint), "--offload-dir", str(tmp_path)]
+    assert main(["convert", "opt-125m", *arguments, "--dtype", "float32"]) == 0
+    path = lines(capsys)["checkpoint"]
+    request = GenerationRequest(prompt_token_ids=[2, 9, 9], sampling=SamplingParams(max_tokens=5))
+    results = []
+    for policy in (Policy(), Policy(weights=Placement(disk=1))):
+        with Engine.from_pretrained(
+            path, dtype="float32", policy=policy, offload_dir=tmp_path
+        ) as engine:
+            results.append(engine.generate([request])[0].completions[0])
+    assert results[0].token_ids == results[1].token_ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["opt-125m"], "--dummy needs a tokenizer"),
+        (["opt-9b", "--tokenizer", "."], "there is no OPT of size 'opt-9b': choose one of opt-1"),
+        (["opt-125m", "--tokenizer", "tests"], "tests has no tokenizer: name a directory"),
+    ],
+)
+def test_dummies_that_cannot_be_made(arguments, message, tmp_path, capsys):
+    assert main(["convert", *arguments, "--dummy", "--offload-dir", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
