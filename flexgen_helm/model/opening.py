@@ -87,12 +87,7 @@ def open_store(
 
     See `open_weights` for arguments and errors.
     """
-    identity = StoreIdentity(
-        fingerprint=fingerprint(path),
-        weight_bits=compression.weight_bits,
-        group_size=compression.group_size,
-        dtype=dtype,
-    )
+    identity = StoreIdentity.of(fingerprint(path), compression, dtype)
     return convert(
         open_checkpoint(path),
         spec,

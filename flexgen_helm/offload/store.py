@@ -20,6 +20,7 @@ from flexgen_helm.errors import StoreError
 from flexgen_helm.files import write_text_atomically
 from flexgen_helm.offload.part_file import Entry, PartFile
 from flexgen_helm.quant.quantize import QuantizedTensor
+from flexgen_helm.specs.compression import Compression
 
 MANIFEST = "store.json"
 FORMAT = 1
@@ -42,6 +43,16 @@ class StoreIdentity:
     """Of what is not quantized."""
 
     format: int = FORMAT
+
+    @classmethod
+    def of(cls, fingerprint: str, compression: Compression, dtype: str) -> StoreIdentity:
+        """Return that of a checkpoint; how the cache is compressed makes no difference."""
+        return cls(
+            fingerprint=fingerprint,
+            weight_bits=compression.weight_bits,
+            group_size=compression.group_size,
+            dtype=dtype,
+        )
 
     @property
     def text(self) -> str:

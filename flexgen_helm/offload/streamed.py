@@ -11,7 +11,7 @@ from flexgen_helm.offload.disk import DiskReader, aligned_buffer
 from flexgen_helm.offload.part_file import PartFile, Region
 from flexgen_helm.offload.reading import DiskPart, Reading
 from flexgen_helm.offload.store import WeightStore, tensor_of
-from flexgen_helm.offload.weights import Part, StoredTensor, decompress, stored_bytes
+from flexgen_helm.offload.weights import Part, StoredTensor, decompress
 from flexgen_helm.specs.placement import Tier
 
 Placed = Mapping[str, Mapping[str, Tier]]
@@ -69,12 +69,6 @@ class StreamedWeights:
     def linear_bytes(self) -> int:
         return self._store.linear_bytes
 
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes that stay in memory, staging buffers included."""
-        kept = sum(stored_bytes(x) for part in self._resident.values() for x in part.values())
-        return kept + sum(len(buffer) for buffer in self._buffers)
-
     def fetch(self, part: str) -> Part:
         """See `WeightSource.fetch`.
 
@@ -125,12 +119,11 @@ class StreamedWeights:
         """Matrices as they are computed with; quantized ones as they are."""
         assembled = self._store.assemble(tensors)
         return {
-            name: self._lay_out(x) if isinstance(x, Tensor) and self._is_matrix(name, x) else x
+            name: self._lay_out(x)
+            if isinstance(x, Tensor) and name in self._store.linear_names
+            else x
             for name, x in assembled.items()
         }
-
-    def _is_matrix(self, name: str, tensor: Tensor) -> bool:
-        return name in self._store.linear_names and tensor.dim() == 2
 
     def _read(self, part: str) -> dict[str, Tensor]:
         """Tensors of a part from disk; begins to read the next one."""

@@ -21,13 +21,7 @@ IDENTITY = StoreIdentity(fingerprint="f", weight_bits=None, group_size=64, dtype
 
 
 def converted(path, directory, label="none", dtype="float32", source=None):
-    compression = Compression.parse(label)
-    identity = StoreIdentity(
-        fingerprint=fingerprint(path),
-        weight_bits=compression.weight_bits,
-        group_size=compression.group_size,
-        dtype=dtype,
-    )
+    identity = StoreIdentity.of(fingerprint(path), Compression.parse(label), dtype)
     return convert(
         source or CheckpointReader(path),
         read_spec(path),
