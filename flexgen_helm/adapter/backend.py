@@ -85,5 +85,8 @@ class Backend(Protocol):
     def identify(self, settings: EngineSettings) -> Identity:
         """Work out what would be loaded, without loading it."""
 
+    def begin_load(self, settings: EngineSettings) -> None:
+        """Begin what `load` will end, if other calls can go on meanwhile; else do nothing."""
+
     def load(self, settings: EngineSettings) -> GenerationEngine:
         """Build the engine."""

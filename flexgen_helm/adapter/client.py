@@ -95,6 +95,7 @@ class FlexGenClient(CachingClient):
             FlexGenError: the checkpoint cannot be found or read.
         """
         if self._responses.is_new:
+            self.service.begin_load()
             # Both are wanted before the engine is, and would have to wait for it.
             _ = self._tokenizer.text_tokenizer, self.service.identity
             self.service.load_ahead()

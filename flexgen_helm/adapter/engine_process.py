@@ -157,6 +157,9 @@ class ProcessBackend:
     def identify(self, settings: EngineSettings) -> Identity:
         return ENGINE_PROCESS.identify(settings)
 
+    def begin_load(self, settings: EngineSettings) -> None:
+        ENGINE_PROCESS.call("begin_load", settings)
+
     def load(self, settings: EngineSettings) -> RemoteEngine:
         return RemoteEngine(ENGINE_PROCESS, settings)
 

@@ -10,18 +10,25 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any
 
 from flexgen_helm.adapter.backend import EngineSettings, GenerationEngine, Identity
 from flexgen_helm.adapter.runtime_backend import RuntimeBackend
 from flexgen_helm.adapter.text_tokenizer import TokenizerDescription, load_description
 from flexgen_helm.errors import EngineClosedError, FlexGenError
-from flexgen_helm.specs.request import EngineDescription, GenerationRequest
+from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
 
 RESULT, DONE, FAILED = "result", "done", "failed"
 """Kinds of messages: a result on the way, what a call returns, what it raised and where."""
+
+Work = tuple[Future[Any], Callable[[], Any]]
+"""What is to be done in the main thread, and where its outcome goes."""
 
 
 class EngineServer:
@@ -30,22 +37,53 @@ class EngineServer:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._backend = RuntimeBackend()
+        self._work: SimpleQueue[Work | None] = SimpleQueue()
+        self._begun: tuple[EngineSettings, Future[GenerationEngine]] | None = None
         self._engine: GenerationEngine | None = None
 
-    def serve(self) -> None:
-        """Answer calls, one at a time, until there is nobody to answer to."""
+    def run(self) -> None:
+        """Answer calls, one at a time, until there is nobody to answer to.
+
+        Calls are taken in a thread of their own; all that computes is done in this one, the main
+        thread: OpenMP keeps a team of threads for each thread that computes and, where these are
+        more than there are processors, lets them sleep between any two operations; and only the
+        main thread's memory is the allocator's to reuse without limit.
+        """
+        threading.Thread(target=self._serve, daemon=True).start()
+        for future, function in iter(self._work.get, None):
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+    def _serve(self) -> None:
         with suppress(EOFError, OSError):
             while True:
                 name, arguments = self._connection.recv()
                 self._connection.send(self._answer(name, arguments))
+        self._work.put(None)
+
+    def _compute(self, function: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._work.put((future, function))
+        return future
 
     def identify(self, settings: EngineSettings) -> Identity:
         """See `Backend.identify`."""
         return self._backend.identify(settings)
 
+    def begin_load(self, settings: EngineSettings) -> None:
+        """Begin to load an engine. One that was begun before with other settings is given up."""
+        if self._begun is None or self._begun[0] != settings:
+            self._give_up_begun()
+            self._begun = settings, self._compute(partial(self._backend.load, settings))
+
     def load(self, settings: EngineSettings) -> EngineDescription:
         """See `Backend.load`; the engine stays here."""
-        self._engine = self._backend.load(settings)
+        self.begin_load(settings)
+        assert self._begun is not None
+        (_, future), self._begun = self._begun, None
+        self._engine = future.result()
         return self._engine.description
 
     def validate(self, request: GenerationRequest) -> None:
@@ -54,10 +92,8 @@ class EngineServer:
 
     def generate(self, requests: list[GenerationRequest]) -> None:
         """See `GenerationEngine.generate`; results are sent as soon as they are known."""
-        self._open_engine().generate(
-            requests,
-            on_result=lambda index, result: self._connection.send((RESULT, index, result)),
-        )
+        engine = self._open_engine()
+        self._compute(partial(engine.generate, requests, on_result=self._send_result)).result()
 
     def close(self) -> None:
         """See `GenerationEngine.close`."""
@@ -67,6 +103,14 @@ class EngineServer:
     def describe_tokenizer(self, source: str, kwargs: dict[str, Any]) -> TokenizerDescription:
         """See `load_description`."""
         return load_description(source, **kwargs)
+
+    def _send_result(self, index: int, result: GenerationResult) -> None:
+        self._connection.send((RESULT, index, result))
+
+    def _give_up_begun(self) -> None:
+        if self._begun is not None:
+            with suppress(Exception):  # nobody wants it, so nobody is told
+                self._begun[1].result().close()
 
     def _open_engine(self) -> GenerationEngine:
         if self._engine is None:
@@ -108,7 +152,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _import_slow_modules()
-    EngineServer(Connection(int(sys.argv[1]))).serve()
+    EngineServer(Connection(int(sys.argv[1]))).run()
 
 
 if __name__ == "__main__":

@@ -79,6 +79,14 @@ class EngineService:
         with self._slot.use(self._settings) as engine:
             yield engine
 
+    def begin_load(self) -> None:
+        """Have the engine loaded, where that can be done beside other calls to its backend.
+
+        Raises:
+            FlexGenError: it cannot be begun.
+        """
+        backend_of(self._settings).begin_load(self._settings)
+
     def load_ahead(self) -> None:
         """Begin to load the engine for whoever borrows it next; that one hears of what failed."""
         threading.Thread(target=self._load, daemon=True).start()

@@ -38,6 +38,9 @@ class FakeBackend:
             dtype="float32" if settings.dtype == "auto" else settings.dtype,
         )
 
+    def begin_load(self, settings: EngineSettings) -> None:
+        pass
+
     def load(self, settings: EngineSettings) -> FakeEngine:
         identity = self.identify(settings)
         return FakeEngine(

@@ -19,6 +19,9 @@ class RuntimeBackend:
             dtype=resolve_dtype(settings.dtype, settings.device),
         )
 
+    def begin_load(self, settings: EngineSettings) -> None:
+        pass
+
     def load(self, settings: EngineSettings) -> GenerationEngine:
         from flexgen_helm.runtime.engine import Engine
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _SIDE_FILES = ["*.json", "*.txt", "*.model"]
 _FINGERPRINT_BLOCKS = 64
 _FINGERPRINT_BLOCK_BYTES = 2**20
+_FINGERPRINT_LOCK = threading.Lock()
 
 
 def resolve(model: str | os.PathLike[str]) -> Path:
@@ -60,12 +63,21 @@ def fingerprint(path: Path) -> str:
     """Digest of a checkpoint's configuration, tokenizer and weights, without loading them.
 
     Weight files are sampled: their size and up to 64 evenly spaced MiB each, which covers files up
-    to 64 MiB whole and makes a digest of a 60 GB checkpoint a matter of seconds.
+    to 64 MiB whole and makes a digest of a 60 GB checkpoint a matter of seconds; while the files
+    stay as they are it is worked out once.
     """
-    digest = hashlib.blake2b(digest_size=16)
     weights = [] if _is_dummy(path) else _weight_files(path)
-    for file in [*sorted(path.glob("*.json")), *sorted(path.glob("*.txt")), *weights]:
-        size = file.stat().st_size
+    files = [*sorted(path.glob("*.json")), *sorted(path.glob("*.txt")), *weights]
+    states = [(file, file.stat()) for file in files]
+    with _FINGERPRINT_LOCK:  # or two who ask at once would both read the files
+        return _digest(tuple((file, state.st_size, state.st_mtime_ns) for file, state in states))
+
+
+@lru_cache(maxsize=8)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Digest of files, given with their sizes and when they were modified."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file, size, _ in files:
         digest.update(f"{file.name}\0{size}\0".encode())
         with file.open("rb") as stream:
             for offset in _sample_offsets(size):

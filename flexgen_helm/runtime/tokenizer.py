@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from flexgen_helm.errors import CheckpointError
 
+_LOCK = threading.Lock()
 _FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
@@ -40,7 +42,8 @@ def local_tokenizer(source: str) -> Any:
         OSError: it is not here.
     """
     files = sorted(Path(source).glob("*.json"))
-    return _load(source, tuple(file.stat().st_mtime_ns for file in files))
+    with _LOCK:  # or two who ask at once would both load it
+        return _load(source, tuple(file.stat().st_mtime_ns for file in files))
 
 
 @lru_cache(maxsize=2)

@@ -1,5 +1,6 @@
 """The process that computes, on a real engine."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -73,6 +74,29 @@ def test_errors_are_those_of_the_engine(process, settings):
     with pytest.raises(AttributeError) as failure:
         process.call("no_such_method")
     assert "engine_server.py" in str(failure.value.__cause__)
+
+
+def test_loading_can_begin_beside_other_calls(process, settings):
+    there = ProcessBackend()
+    there.begin_load(settings)
+    assert there.identify(settings) == RuntimeBackend().identify(settings)
+    engine = there.load(settings)
+    assert engine.generate(REQUESTS)
+    engine.close()
+
+
+def test_what_was_begun_in_vain_is_given_up(process, settings):
+    there = ProcessBackend()
+    there.begin_load(EngineSettings(checkpoint="./nothing"))
+    there.begin_load(dataclasses.replace(settings, compression="w4"))
+    assert there.load(settings).description.compression == "none"
+
+
+def test_what_fails_from_its_beginning_fails_when_it_is_loaded(process):
+    missing = EngineSettings(checkpoint="./nothing")
+    ProcessBackend().begin_load(missing)
+    with pytest.raises(CheckpointError, match="nothing"):
+        ProcessBackend().load(missing)
 
 
 def test_a_killed_process_is_reported_and_started_again(process, settings):
