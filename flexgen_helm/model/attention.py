@@ -43,6 +43,10 @@ class Attended(NamedTuple):
         """Part along the first dimension; sharing memory if it is a slice."""
         return Attended(self.values[rows], self.lse[rows])
 
+    def to(self, device: torch.device) -> Attended:
+        """Bring it to a device."""
+        return Attended(self.values.to(device), self.lse.to(device))
+
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Attended:
     """Attention of every query to every key or, if causal, to those at or before its position.

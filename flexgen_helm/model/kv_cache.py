@@ -1,27 +1,22 @@
 """Keys and values as they are stored: of a segment many sequences share, of sequences side by side.
 
-Each position is quantized on its own, along the width, so that a position once stored never
-changes, and reads the same wherever it is stored.
-
 Shape letters: b sequences, t cached positions, h heads, d head size, e model width, n rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from flexgen_helm.model.cache_format import CacheFormat, move, tensors_of
+from flexgen_helm.model.rooms import make_room
 from flexgen_helm.model.row_cells import RowCells
-from flexgen_helm.quant.quantize import QuantizedTensor, dequantize, quantize
-from flexgen_helm.specs.compression import Compression
-from flexgen_helm.specs.model import ModelSpec
-
-Rows = Tensor | QuantizedTensor
-"""Keys or values of some positions as stored: plain or compressed."""
+from flexgen_helm.offload.spill import RecordLayout, Spill
+from flexgen_helm.specs.placement import Tier
 
 
 class KeysValues(NamedTuple):
@@ -58,85 +53,98 @@ class KeysByHead(NamedTuple):
         return KeysByHead(self.keys[:, start:stop], self.values[:, start:stop])
 
 
-@dataclass(frozen=True, kw_only=True)
-class CacheFormat:
-    """How keys and values of a model are stored."""
-
-    spec: ModelSpec
-    compression: Compression
-    dtype: torch.dtype
-    """What they are computed in, and stored in if they are not compressed."""
-
-    device: torch.device
-
-    @property
-    def uncompressed(self) -> CacheFormat:
-        """The same without compression."""
-        none = Compression()
-        return CacheFormat(spec=self.spec, compression=none, dtype=self.dtype, device=self.device)
-
-    @property
-    def compressed(self) -> bool:
-        return self.compression.cache_bits is not None
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of one position over all layers."""
-        return self.spec.cache_bytes(
-            self.compression, num_tokens=1, dtype_bytes=self.dtype.itemsize
-        )
-
-    def compress(self, rows: Tensor) -> Rows:
-        """Turn [n, e] into what is stored."""
-        if self.compression.cache_bits is None:
-            return rows
-        return quantize(
-            rows, bits=self.compression.cache_bits, group_size=self.compression.group_size
-        )
-
-    def decompress(self, rows: Rows) -> Tensor:
-        """Turn what is stored back into [..., e]."""
-        return dequantize(rows, self.dtype) if isinstance(rows, QuantizedTensor) else rows
-
-    def empty(self, *shape: int) -> Rows:
-        """Room for positions, stored as `compress` returns them."""
-        position = torch.zeros(self.spec.hidden_size, dtype=self.dtype, device=self.device)
-        return _map(self.compress(position), lambda x: x.new_empty(*shape, *x.shape))
-
-
 class SegmentCache:
     """Keys and values of consecutive positions over all layers."""
 
     def __init__(self, cache_format: CacheFormat, num_tokens: int) -> None:
         self._format = cache_format
-        self._layers: dict[int, tuple[Rows, Rows]] = {}
+        self._layers: dict[int, list[_Stored]] = {}
         self.num_tokens = num_tokens
 
     @property
     def num_bytes(self) -> int:
         """Bytes as stored."""
-        return sum(
-            tensor.numel() * tensor.element_size()
-            for both in self._layers.values()
-            for rows in both
-            for tensor in _tensors(rows)
-        )
+        return sum(stored.num_bytes for both in self._layers.values() for stored in both)
 
     def write(self, layer: int, new: KeysByHead) -> None:
         """Store all positions of a layer, both [h, t, d]."""
         assert new.keys.shape[1] == self.num_tokens, "a segment is written at once"
-        if self._format.compressed:  # codes belong to a position, not to a head: [t, g, codes]
-            keys, values = (self._format.compress(x.transpose(0, 1).flatten(1)) for x in new)
-            self._layers[layer] = keys, values
-        else:
-            self._layers[layer] = new
+        tiers = self._format.tiers_of(layer)
+        self._layers[layer] = [
+            self._stored(rows, tier) for rows, tier in zip(new, tiers, strict=True)
+        ]
+
+    def begin_read(self, layer: int) -> None:
+        """Begin what `read` will wait for."""
+        for stored in self._layers[layer]:
+            stored.begin_read()
 
     def read(self, layer: int) -> KeysByHead:
         """Return all positions of a layer, both [h, t, d], in the compute dtype."""
-        keys, values = map(self._format.decompress, self._layers[layer])
-        if self._format.compressed:
-            return KeysValues(keys, values).by_head(self._format.spec.num_heads)
-        return KeysByHead(keys, values)
+        return KeysByHead(*(self._by_head(stored.read()) for stored in self._layers[layer]))
+
+    def _stored(self, rows: Tensor, tier: Tier) -> _Stored:
+        if self._format.compressed:  # codes belong to a position, not to a head: [t, g, codes]
+            tensors = tensors_of(self._format.compress(rows.transpose(0, 1).flatten(1)))
+        else:
+            tensors = (rows,)
+        if tier is Tier.DISK:
+            assert self._format.spill is not None, "a cache on disk comes with a spill"
+            return _OnDisk(tensors, self._format.spill)
+        return _InMemory([tensor.to(self._format.memory_of(tier)) for tensor in tensors])
+
+    def _by_head(self, tensors: Sequence[Tensor]) -> Tensor:
+        tensors = [tensor.to(self._format.device) for tensor in tensors]
+        if not self._format.compressed:
+            return tensors[0]
+        rows = self._format.by_head(self._format.rows([tensor[None] for tensor in tensors]))
+        return rows[0].contiguous()
+
+
+class _Stored(Protocol):
+    """Tensors somewhere."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def begin_read(self) -> None: ...
+
+    def read(self) -> Sequence[Tensor]: ...
+
+
+class _InMemory:
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors)
+
+    def begin_read(self) -> None:
+        pass
+
+    def read(self) -> Sequence[Tensor]:
+        return self._tensors
+
+
+class _OnDisk:
+    def __init__(self, tensors: Sequence[Tensor], spill: Spill) -> None:
+        self._spill = spill
+        self._region = spill.region(RecordLayout.of(tensors).num_bytes)
+        self._region.append_copy(tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._region.num_bytes
+
+    def begin_read(self) -> None:
+        self._region.begin_read()
+
+    def read(self) -> Sequence[Tensor]:
+        buffer, [tensors] = self._region.read()
+        copies = [tensor.clone() for tensor in tensors]
+        self._spill.buffers.give(buffer)
+        return copies
 
 
 class CachePool:
@@ -155,26 +163,41 @@ class CachePool:
         self._format = cache_format
         self.num_slots = num_slots
         self.capacity = capacity
-        self._layers = [(self._room(), self._room()) for _ in range(cache_format.spec.num_layers)]
+        self._layers = [
+            [
+                make_room(cache_format, tier, num_slots, capacity)
+                for tier in cache_format.tiers_of(layer)
+            ]
+            for layer in range(cache_format.spec.num_layers)
+        ]
 
     def write(self, layer: int, cells: RowCells, new: KeysValues) -> None:
         """Store those of the rows [n, e] that have a cell here."""
         for room, rows in zip(self._layers[layer], new, strict=True):
-            if isinstance(room, Tensor):
-                cells.spread(rows.unflatten(1, room.shape[2:]), room)
-                continue
-            stored = self._format.compress(cells.rows_of(rows))
-            for tensor, part in zip(_tensors(room), _tensors(stored), strict=True):
-                cells.store(part, tensor)
+            room.write(cells, rows)
 
-    def read(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return all positions of all slots, both [b, h, t, d]; t is the capacity.
+    def end_prefill(self, layer: int) -> None:
+        """Be told that from now on each sequence gets one position at a time in a layer."""
+        for room in self._layers[layer]:
+            room.end_prefill()
+
+    def begin_read(self, layer: int) -> None:
+        """Begin what `read` will wait for."""
+        for room in self._layers[layer]:
+            room.begin_read()
+
+    @contextmanager
+    def read(self, layer: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Lend a device all positions of all slots, both [b, h, t, d]; t is the capacity.
 
         What lies beyond a sequence's own length is finite, and means nothing. It is part of the
         answer because batched products are several times faster on tensors without gaps.
         """
-        keys, values = (self._heads(room) for room in self._layers[layer])
-        return keys, values
+        keys, values = self._layers[layer]
+        with keys.read() as stored_keys, values.read() as stored_values:
+            both = (move(rows, device) for rows in (stored_keys, stored_values))
+            keys_by_head, values_by_head = map(self._format.by_head, both)
+            yield keys_by_head, values_by_head
 
     @classmethod
     def gather(
@@ -193,39 +216,8 @@ class CachePool:
             for which, room in enumerate(both):
                 start = 0
                 for (pool, slots), length in zip(pieces, lengths, strict=True):
-                    sources = _tensors(pool._layers[layer][which])
-                    for tensor, source in zip(_tensors(room), sources, strict=True):
-                        tensor[start : start + len(slots), :length] = source[slots, :length]
+                    with pool._layers[layer][which].read() as source:
+                        room.copy(start, source, slots, length)
                     start += len(slots)
+                room.end_prefill()
         return gathered
-
-    def _room(self) -> Rows:
-        if self._format.compressed:
-            room = self._format.empty(self.num_slots, self.capacity)
-            return _map(room, Tensor.zero_)
-        # Laid out [b, h, t, d], the order in which products read it.
-        spec = self._format.spec
-        room = torch.zeros(
-            self.num_slots,
-            spec.num_heads,
-            self.capacity,
-            spec.head_size,
-            dtype=self._format.dtype,
-            device=self._format.device,
-        )
-        return room.transpose(1, 2)
-
-    def _heads(self, room: Rows) -> Tensor:
-        rows = self._format.decompress(room)
-        spec = self._format.spec
-        if self._format.compressed:
-            rows = rows.unflatten(2, (spec.num_heads, spec.head_size))
-        return rows.transpose(1, 2)
-
-
-def _map(rows: Rows, function: Callable[[Tensor], Tensor]) -> Rows:
-    return rows.map(function) if isinstance(rows, QuantizedTensor) else function(rows)
-
-
-def _tensors(rows: Rows) -> tuple[Tensor, ...]:
-    return rows.tensors if isinstance(rows, QuantizedTensor) else (rows,)

@@ -61,6 +61,7 @@ class RowCells:
         self, rows: ArrayLike, slots: ArrayLike, positions: ArrayLike, device: torch.device
     ) -> None:
         numbers = np.array([rows, slots, positions], dtype=np.int64)
+        self._numbers, self._device = numbers, device
         self._rows = row_index(numbers[0], device)
         self._slots, self._positions = torch.as_tensor(numbers[1:], device=device)
         runs = _runs(numbers) if device.type == "cpu" else []
@@ -75,6 +76,18 @@ class RowCells:
         ]
         rows, slots, positions = np.concatenate(parts, axis=1)
         return cls(rows, slots, positions, device)
+
+    @property
+    def end(self) -> int:
+        """Position after the last."""
+        return int(self._numbers[2].max(initial=-1)) + 1
+
+    def on(self, device: torch.device) -> RowCells:
+        """Return the same for tensors on another device."""
+        if device == self._device:
+            return self
+        rows, slots, positions = self._numbers
+        return RowCells(rows, slots, positions, device)
 
     def rows_of(self, packed: Tensor) -> Tensor:
         """Return the rows, in order, of a packed tensor."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -73,32 +73,60 @@ class DiskReader:
         self._threads.shutdown(cancel_futures=True)
 
 
+class DirectFile:
+    """A file open for reads and writes past the page cache, if its file system has them.
+
+    Buffers begin at multiples of `ALIGNMENT`, and so do the places in the file where they go.
+    """
+
+    def __init__(self, path: Path, *, flags: int = os.O_RDONLY) -> None:
+        try:
+            self._file, self._direct = os.open(path, flags | getattr(os, "O_DIRECT", 0)), True
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._file, self._direct = os.open(path, flags), False
+
+    @classmethod
+    def temporary(cls, directory: Path) -> DirectFile:
+        """Make one without a name: it is gone when it is closed, however the process ends."""
+        handle, name = tempfile.mkstemp(dir=directory, prefix="spill-")
+        os.close(handle)
+        try:
+            return cls(Path(name), flags=os.O_RDWR)
+        finally:
+            Path(name).unlink()
+
+    def fill(self, buffer: Tensor, offset: int) -> None:
+        """Read into a buffer; what lies behind the end of the file is left as it is."""
+        memory = buffer.numpy().data
+        while memory and (count := os.preadv(self._file, [memory], offset)):
+            memory, offset = memory[count:], offset + count
+            if count % ALIGNMENT:  # the end of the file
+                break
+        self._forget_pages()
+
+    def store(self, buffer: Tensor, offset: int) -> None:
+        """Write a buffer, whose length is a multiple of `ALIGNMENT`, too."""
+        memory = buffer.numpy().data
+        while memory:
+            count = os.pwritev(self._file, [memory], offset)
+            memory, offset = memory[count:], offset + count
+        self._forget_pages()
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _forget_pages(self) -> None:
+        if not self._direct:
+            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def _read(path: Path, offset: int, buffer: Tensor) -> None:
-    memory = buffer.numpy().data
     try:
-        with _opened(path) as (file, direct):
-            while memory and (count := os.preadv(file, [memory], offset)):
-                memory, offset = memory[count:], offset + count
-                if count % ALIGNMENT:  # the end of the file
-                    break
-            if not direct:
-                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        with closing(DirectFile(path)) as file:
+            file.fill(buffer, offset)
     except OSError as error:
         raise StoreError(
             f"{path} cannot be read ({error}): check the disk, or convert the checkpoint again"
         ) from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[int, bool]]:
-    """Open a file, for direct reads where its file system has them."""
-    try:
-        file, direct = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0)), True
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        file, direct = os.open(path, os.O_RDONLY), False
-    try:
-        yield file, direct
-    finally:
-        os.close(file)

@@ -93,6 +93,11 @@ class Block:
     def num_sequences(self) -> int:
         return sum(len(job.sequences) for job in self.jobs)
 
+    def end_layer(self, layer: int) -> None:
+        """Be told that all micro-batches have passed a layer."""
+        for pool in self.pools:
+            pool.cache.end_prefill(layer)
+
     def finish(self, outputs: Sequence_[Tensor], head: Head) -> KeptPrefix | None:
         """Score prompts and draw first tokens; return what the next block shares.
 

@@ -147,17 +147,30 @@ class Pool:
         self._used = self._model.indices(self._slots)
         ends = self._model.indices([0] * self.cache.num_slots)
         ends[self._used] = self._model.indices(lengths)
-        self._mask = torch.arange(self.cache.capacity, device=ends.device) >= ends[:, None]
+        mask = torch.arange(self.cache.capacity, device=ends.device) >= ends[:, None]
+        device = self._model.attention_device
+        self._mask, self._used = mask.to(device), self._used.to(device)
+
+    def begin_read(self, layer: int) -> None:
+        """Begin to read what `attend` will wait for."""
+        self.cache.begin_read(layer)
 
     def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Attended:
         """Attention, in a layer, of each sequence's new position [b, h, d] to what is its own."""
         own = [x.unflatten(1, queries.shape[1:]) for x in new]
-        keys, values = self.cache.read(layer)
+        device = self._model.attention_device
+        with self.cache.read(layer, device) as (keys, values):
+            attended = self._attend([x.to(device) for x in (queries, *own)], keys, values)
         self.cache.write(layer, self._cells, new)
+        return attended.to(queries.device)
+
+    def _attend(self, own: Sequence_[Tensor], keys: Tensor, values: Tensor) -> Attended:
+        """Attention of queries, keys and values of new positions, each [b, h, d]."""
         if len(self._slots) == self.cache.num_slots:
-            return attend_one(queries, keys, values, self._mask, *own)
-        spread = [x.new_zeros(len(keys), *x.shape[1:]) for x in (queries, *own)]
-        for target, x in zip(spread, (queries, *own), strict=True):
+            q, own_keys, own_values = own
+            return attend_one(q, keys, values, self._mask, own_keys, own_values)
+        spread = [x.new_zeros(len(keys), *x.shape[1:]) for x in own]
+        for target, x in zip(spread, own, strict=True):
             target[self._used] = x
         q, own_keys, own_values = spread
         return attend_one(q, keys, values, self._mask, own_keys, own_values).rows(self._used)
@@ -202,6 +215,14 @@ class DecodeMicroBatch:
         return total.values.flatten(1)
 
     attend_needed = attend
+
+    def begin_read(self, layer: int) -> None:
+        """Begin to read, for all that is attended to in a layer, what is not in memory."""
+        for pool in self._pools:
+            pool.begin_read(layer)
+        for segment, _ in self._readings:
+            if segment.cache is not None:
+                segment.cache.begin_read(layer)
 
 
 def make_pools(members: Iterable[Decoding], size: int, model: Model) -> list[Pool]:

@@ -14,15 +14,18 @@ import torch
 from tqdm import tqdm
 
 from flexgen_helm.errors import EngineClosedError, InvalidRequestError
+from flexgen_helm.model.cache_format import place_cache
 from flexgen_helm.model.checkpoint import fingerprint, read_spec, resolve
 from flexgen_helm.model.dtypes import DTYPES, resolve_device, resolve_dtype
 from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR, open_weights
+from flexgen_helm.offload.spill import Spill
 from flexgen_helm.runtime.allocator import reuse_freed_memory
 from flexgen_helm.runtime.executor import BlockExecutor
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.progress import OnProgress, Progress, progress_reporter
 from flexgen_helm.runtime.tokenizer import checkpoint_tokenizer
 from flexgen_helm.specs.compression import Compression
+from flexgen_helm.specs.placement import ON_DEVICE
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
 
@@ -85,6 +88,7 @@ class Engine:
         """
         reuse_freed_memory()
         compression, policy = compression or Compression(), policy or Policy()
+        offload = Path(offload_dir or DEFAULT_OFFLOAD_DIR).expanduser()
         path = resolve(model)
         spec = read_spec(path)
         device = resolve_device(device)
@@ -104,7 +108,7 @@ class Engine:
                 policy,
                 dtype=dtype,
                 device=torch.device(device),
-                offload_dir=Path(offload_dir or DEFAULT_OFFLOAD_DIR).expanduser(),
+                offload_dir=offload,
                 on_part=partial(bar.update, 1),
             )
         description = EngineDescription(
@@ -117,6 +121,8 @@ class Engine:
             weight_bytes=weights.num_bytes,
             linear_weight_bytes=weights.linear_bytes,
         )
+        spill = Spill(offload, overlap=policy.overlap) if policy.spills else None
+        on_device = policy.cache == ON_DEVICE
         loaded = Model(
             spec=spec,
             weights=weights,
@@ -124,6 +130,9 @@ class Engine:
             compression=compression,
             dtype=DTYPES[dtype],
             device=torch.device(device),
+            cache_tiers=[] if on_device else place_cache(spec.num_layers, policy.cache),
+            attention_on_host=policy.attention == "host",
+            spill=spill,
         )
         return cls(loaded, description, policy)
 
@@ -197,7 +206,7 @@ class Engine:
         """Free the model's memory. Later calls of `generate` raise `EngineClosedError`."""
         with self._lock:
             if self._model is not None:
-                self._model.weights.close()
+                self._model.close()
                 self._model = None
 
     def _open_model(self) -> Model:

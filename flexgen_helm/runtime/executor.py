@@ -17,6 +17,7 @@ from torch import Tensor
 from flexgen_helm.batching.blocks import Demand, PendingRequests, Room
 from flexgen_helm.model import opt
 from flexgen_helm.offload.weights import EMBEDDINGS, layer_part
+from flexgen_helm.runtime.activations import Activations
 from flexgen_helm.runtime.block import Block
 from flexgen_helm.runtime.decode import DecodeMicroBatch, Pool, group, repack
 from flexgen_helm.runtime.head import Head
@@ -157,32 +158,48 @@ class BlockExecutor:
             for pools in group(self._pools, self._policy.micro_batch_size)
         ]
         prefill = [micro_batch for _, block in blocks for micro_batch in block.micro_batches]
-        outputs = self._compute([*prefill, *decode])
+        outputs = self._compute([*prefill, *decode], [block for _, block in blocks])
         for queue, block in blocks:
             queue.kept = block.finish([outputs.pop(0) for _ in block.micro_batches], self._head)
         self._draw(decode, outputs)
         return decode
 
-    def _compute(self, micro_batches: Sequence_[MicroBatch]) -> list[Tensor]:
+    def _compute(
+        self, micro_batches: Sequence_[MicroBatch], blocks: Sequence_[Block]
+    ) -> list[Tensor]:
         """One pass over the weights: last hidden states of the needed rows per micro-batch."""
-        spec, weights = self._model.spec, self._model.weights
-        part = weights.fetch(EMBEDDINGS)
-        hidden = [opt.embed(spec, part, mb.token_ids, mb.positions) for mb in micro_batches]
+        spec, model = self._model.spec, self._model
+        part = model.weights.fetch(EMBEDDINGS)
+        activations = Activations(self._policy.activations, model.device, model.spill)
+        for index, mb in enumerate(micro_batches):
+            activations.put(index, opt.embed(spec, part, mb.token_ids, mb.positions))
+        outputs = []
         for step in block_schedule(spec.num_layers, len(micro_batches)):
+            hidden = activations.take(step.micro_batch)
+            if step.following is not None:
+                activations.begin_take(step.following.micro_batch)
+                micro_batches[step.following.micro_batch].begin_read(step.following.layer)
             if step.begins_layer:
                 del part  # its memory may be needed for the next one
-                part = weights.fetch(layer_part(step.layer))
+                part = model.weights.fetch(layer_part(step.layer))
             micro_batch = micro_batches[step.micro_batch]
             last = step.layer == spec.num_layers - 1
             attend = micro_batch.attend_needed if last else micro_batch.attend
-            hidden[step.micro_batch] = opt.layer(
+            hidden = opt.layer(
                 spec,
                 part,
-                hidden[step.micro_batch],
+                hidden,
                 partial(attend, step.layer),
                 micro_batch.needed if last else None,
             )
-        return hidden
+            if last:
+                outputs.append(hidden)
+            else:
+                activations.put(step.micro_batch, hidden)
+            if step.ends_layer:
+                for block in blocks:
+                    block.end_layer(step.layer)
+        return outputs
 
     def _draw(self, decode: Iterable[DecodeMicroBatch], outputs: list[Tensor]) -> None:
         sequences = [sequence for micro_batch in decode for sequence in micro_batch.sequences]

@@ -108,6 +108,9 @@ class PrefillMicroBatch:
         self._read(layer, self._needed_readings, q, total)
         return total.values.flatten(1)
 
+    def begin_read(self, layer: int) -> None:
+        """Do nothing: all that is attended to is in memory."""
+
     def _store(self, layer: int, new: KeysValues) -> tuple[Tensor, Tensor]:
         """Keep keys and values for later; return those the rows see outside of segments."""
         visible = self._with_carried(new)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from flexgen_helm.model.kv_cache import CacheFormat, KeysByHead, SegmentCache
+from flexgen_helm.model.cache_format import CacheFormat
+from flexgen_helm.model.kv_cache import KeysByHead, SegmentCache
 
 
 class Segment:
@@ -75,9 +76,8 @@ class KeptPrefix:
         raw = self._store(start, stop, cache_format.uncompressed)
         if not decodes:
             return Segment(stop - start, None, raw)
-        if not cache_format.compressed:
-            return Segment(stop - start, raw, raw)
-        return Segment(stop - start, self._store(start, stop, cache_format), raw)
+        same = not cache_format.compressed and not cache_format.tiers
+        return Segment(stop - start, raw if same else self._store(start, stop, cache_format), raw)
 
     def _store(self, start: int, stop: int, cache_format: CacheFormat) -> SegmentCache:
         cache = SegmentCache(cache_format, stop - start)

@@ -9,6 +9,11 @@ from typing import Any
 from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.specs.placement import ON_DEVICE, Placement
 
+PLACED = frozenset({"weights", "cache", "activations"})
+"""What has a placement."""
+
+ATTENTION = ("device", "host")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -38,8 +43,18 @@ class Policy:
     """Where the matrices of the transformer layers are. Embeddings, norms and biases, a few percent
     of a large model, stay on the device."""
 
+    cache: Placement = ON_DEVICE
+    """Where the KV cache is: keys and values of each layer are each in one place."""
+
+    activations: Placement = ON_DEVICE
+    """Where hidden states are between two layers."""
+
+    attention: str = "device"
+    """Where sequences in decode attend to their own keys and values: on the ``device``, or on the
+    ``host``, which spares the way there to a cache that is on the host or on disk."""
+
     overlap: bool = True
-    """Whether the next layer's weights are read from disk while a layer computes."""
+    """Whether what comes next is read, and what came before written, while a layer computes."""
 
     def __post_init__(self) -> None:
         for name in ("micro_batch_size", "num_micro_batches", "micro_batch_tokens", "cache_bytes"):
@@ -48,6 +63,15 @@ class Policy:
                 raise InvalidSettingError(
                     f"{name}={value!r} is out of range: it must be at least 1"
                 )
+        if self.attention not in ATTENTION:
+            raise InvalidSettingError(
+                f"attention={self.attention!r} is not possible: it is one of {ATTENTION}"
+            )
+
+    @property
+    def spills(self) -> bool:
+        """Whether anything beside weights is on disk."""
+        return self.cache.disk > 0 or self.activations.disk > 0
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Policy:
@@ -58,14 +82,14 @@ class Policy:
         """
         values = dict(settings)
         try:
-            if "weights" in values:
-                values["weights"] = Placement(**values["weights"])
+            for name in PLACED & values.keys():
+                values[name] = Placement(**values[name])
             return cls(**values)
         except TypeError as error:
             names = ", ".join(field.name for field in fields(cls))
             raise InvalidSettingError(
                 f"policy {dict(settings)} is not understood ({error}): it has the fields {names},"
-                " and weights has the fields device, host and disk"
+                f" and {', '.join(sorted(PLACED))} have the fields device, host and disk"
             ) from error
 
     @property

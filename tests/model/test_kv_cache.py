@@ -1,11 +1,16 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flexgen_helm import Compression
-from flexgen_helm.model.kv_cache import CacheFormat, CachePool, KeysByHead, KeysValues, SegmentCache
+from flexgen_helm.model.cache_format import CacheFormat, place_cache
+from flexgen_helm.model.kv_cache import CachePool, KeysByHead, KeysValues, SegmentCache
 from flexgen_helm.model.row_cells import RowCells
+from flexgen_helm.offload.spill import Spill
 from flexgen_helm.quant.quantize import dequantize, quantize
 from flexgen_helm.specs.model import ModelSpec
+from flexgen_helm.specs.placement import Placement, Tier
 
 CPU = torch.device("cpu")
 
@@ -20,13 +25,27 @@ SPEC = ModelSpec(
 )
 
 
-def cache_format(bits=None):
+def cache_format(bits=None, spill=None):
     return CacheFormat(
         spec=SPEC,
         compression=Compression(cache_bits=bits),
         dtype=torch.float32,
         device=CPU,
+        tiers=() if spill is None else [(Tier.DISK, Tier.HOST), (Tier.DISK, Tier.DISK)],
+        spill=spill,
     )
+
+
+@pytest.fixture(params=["memory", "disk", "disk, without overlap"])
+def spill(request, tmp_path):
+    """Where caches are in a test: `None` for memory."""
+    if request.param == "memory":
+        yield None
+        return
+    spill = Spill(tmp_path, overlap=request.param == "disk")
+    yield spill
+    assert spill.peak_bytes
+    spill.close()
 
 
 def rows(count, seed=0):
@@ -40,12 +59,19 @@ def round_trip(rows, bits):
     )
 
 
+def contents(pool, layer):
+    """Keys and values of a pool's layer, copied, as those on disk are only lent."""
+    with pool.read(layer, CPU) as both:
+        return [room.clone() for room in both]
+
+
 @pytest.mark.parametrize("bits", [None, 8, 4, 3, 2])
-def test_a_segment_reads_what_was_written_rounded(bits):
-    segment = SegmentCache(cache_format(bits), 5)
+def test_a_segment_reads_what_was_written_rounded(bits, spill):
+    segment = SegmentCache(cache_format(bits, spill), 5)
     new = [rows(5, layer) for layer in range(2)]
     for layer in range(2):
         segment.write(layer, new[layer].by_head(3))
+    segment.begin_read(1)
     for layer in range(2):
         for actual, written in zip(segment.read(layer), new[layer], strict=True):
             expected = round_trip(written, bits).unflatten(1, (3, 64)).transpose(0, 1)
@@ -67,11 +93,13 @@ def test_joining_and_slicing_undo_each_other():
 
 
 @pytest.mark.parametrize("bits", [None, 4])
-def test_a_pool_reads_each_slot_by_head_and_finite_beyond(bits):
-    pool = CachePool(cache_format(bits), 2, 4)
+def test_a_pool_reads_each_slot_by_head_and_finite_beyond(bits, spill):
+    pool = CachePool(cache_format(bits, spill), 2, 4)
     new = rows(5)
-    pool.write(1, RowCells(range(5), [0, 0, 0, 1, 1], [0, 1, 2, 0, 1], CPU), new)
-    for room, written in zip(pool.read(1), new, strict=True):
+    pool.write(1, RowCells([0, 1, 2], [0, 0, 0], [0, 1, 2], CPU), new)
+    pool.write(1, RowCells([3, 4], [1, 1], [0, 1], CPU), new)
+    pool.end_prefill(1)
+    for room, written in zip(contents(pool, 1), new, strict=True):
         assert room.shape == (2, 3, 4, 64)
         expected = round_trip(written, bits).unflatten(1, (3, 64)).transpose(0, 1)
         assert torch.equal(room[0, :, :3], expected[:, :3])
@@ -80,16 +108,48 @@ def test_a_pool_reads_each_slot_by_head_and_finite_beyond(bits):
 
 
 @pytest.mark.parametrize("bits", [None, 4])
-def test_gathering_moves_slots_as_they_are(bits):
-    one, other = CachePool(cache_format(bits), 2, 3), CachePool(cache_format(bits), 1, 2)
+def test_a_pool_takes_a_position_of_each_slot_at_a_time(bits, spill):
+    pool, plain = (CachePool(cache_format(bits, s), 3, 6) for s in (spill, None))
+    steps = [
+        RowCells(range(3), [0, 1, 2], [1, 0, 2], CPU),
+        RowCells(range(3), [0, 1, 2], [2, 1, 3], CPU),
+        RowCells(range(2), [0, 2], [3, 4], CPU),  # the one between has left
+    ]
+    for each in (pool, plain):
+        for step, cells in enumerate(steps):
+            each.write(1, cells, rows(3, step))
+            each.end_prefill(1)
+        each.begin_read(1)
+    for actual, expected in zip(contents(pool, 1), contents(plain, 1), strict=True):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_gathering_moves_slots_as_they_are(bits, spill):
+    stored = cache_format(bits, spill)
+    one, other = CachePool(stored, 2, 3), CachePool(stored, 1, 2)
     for layer in range(2):
         one.write(layer, RowCells(range(2), [0, 1], [0, 2], CPU), rows(2, layer))
         other.write(layer, RowCells([0], [0], [1], CPU), rows(1, 9))
+        one.end_prefill(layer)
+        other.end_prefill(layer)
     gathered = CachePool.gather(
         [(other, torch.tensor([0])), (one, torch.tensor([1]))], lengths=[2, 3], capacity=5
     )
     assert (gathered.num_slots, gathered.capacity) == (2, 5)
     for which in range(2):
-        room = gathered.read(1)[which]
-        assert torch.equal(room[0, :, :2], other.read(1)[which][0])
-        assert torch.equal(room[1, :, :3], one.read(1)[which][1])
+        room = contents(gathered, 1)[which]
+        assert torch.equal(room[0, :, :2], contents(other, 1)[which][0])
+        assert torch.equal(room[1, :, :3], contents(one, 1)[which][1])
+
+
+@pytest.mark.parametrize("num_layers", [12, 24, 48, 96])
+@given(device=st.floats(0, 1), part=st.floats(0, 1))
+def test_the_fractions_of_a_cache_are_kept(num_layers, device, part):
+    placement = Placement(device=device, host=(1 - device) * part, disk=(1 - device) * (1 - part))
+    tiers = [tier for both in place_cache(num_layers, placement) for tier in both]
+    for tier in Tier:
+        # Half of a layer's keys: what cannot be had is less than 2 % from 25 layers on.
+        assert tiers.count(tier) / len(tiers) == pytest.approx(
+            placement.on(tier), abs=0.75 / num_layers
+        )

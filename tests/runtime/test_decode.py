@@ -3,7 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flexgen_helm.model.kv_cache import CacheFormat, KeysValues
+from flexgen_helm.model.cache_format import CacheFormat
+from flexgen_helm.model.kv_cache import KeysValues
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.runtime import decode
 from flexgen_helm.runtime.decode import Decoding, Pool, group, make_pools, repack
@@ -51,8 +52,8 @@ def make_pool(places, **lengths):
 
 def places(pool):
     """Places of the members, and those that the cache says."""
-    keys, _ = pool.cache.read(0)
-    stored = [int(keys[slot, 0, 0, 0]) for slot in range(pool.cache.num_slots)]
+    with pool.cache.read(0, CPU) as (keys, _):
+        stored = [int(keys[slot, 0, 0, 0]) for slot in range(pool.cache.num_slots)]
     return [member.order[1] for member in pool.members], stored
 
 

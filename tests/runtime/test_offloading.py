@@ -1,16 +1,20 @@
 """Engines with weights elsewhere than in memory against one that has them all there."""
 
+from itertools import product
+
 import pytest
 
 from flexgen_helm import Compression, Engine, GenerationRequest, Policy, SamplingParams
 from flexgen_helm.specs.placement import Placement
 
 PLACEMENTS = {
+    "device": Placement(device=1),
     "disk": Placement(disk=1),
     "host": Placement(host=1),
     "device and disk": Placement(device=0.5, disk=0.5),
     "all tiers": Placement(device=0.3, host=0.3, disk=0.4),
 }
+WHOLE = ("device", "host", "disk")
 
 
 def requests():
@@ -47,25 +51,72 @@ def run(checkpoint, label, policy, **options):
         return engine.generate(requests())
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("overlap", [True, False])
-@pytest.mark.parametrize("micro_batch_tokens", [16, 2048])
-def test_results_do_not_depend_on_where_weights_are(
-    checkpoint, label, expected, placement, overlap, micro_batch_tokens, tmp_path_factory
-):
-    policy = Policy(
-        weights=PLACEMENTS[placement], overlap=overlap, micro_batch_tokens=micro_batch_tokens
-    )
-    offload_dir = tmp_path_factory.getbasetemp() / "stores"
-    for result, other in zip(
-        run(checkpoint, label, policy, offload_dir=offload_dir), expected, strict=True
-    ):
+def assert_equal(results, expected):
+    for result, other in zip(results, expected, strict=True):
         assert result.prompt_logprobs == (
             other.prompt_logprobs and pytest.approx(other.prompt_logprobs, abs=1e-4)
         )
         for completion, reference in zip(result.completions, other.completions, strict=True):
             assert completion.token_ids == reference.token_ids
             assert completion.logprobs == pytest.approx(reference.logprobs, abs=1e-4)
+
+
+BLOCKS = {
+    "one micro-batch": {},
+    "small micro-batches": {"micro_batch_tokens": 16, "micro_batch_size": 3},
+    "few micro-batches": {
+        "micro_batch_tokens": 64,
+        "micro_batch_size": 4,
+        "num_micro_batches": 2,
+    },
+    "no shared prefixes": {
+        "micro_batch_tokens": 128,
+        "num_micro_batches": 4,
+        "share_prefixes": False,
+    },
+}
+
+POLICIES = [
+    Policy(
+        weights=PLACEMENTS[weights],
+        cache=PLACEMENTS[cache],
+        activations=PLACEMENTS[activations],
+        overlap=number % 2 == 0,
+        attention=("device", "host")[number // 2 % 2],
+        **BLOCKS[block],
+    )
+    for number, (weights, cache, activations, block) in enumerate(
+        [
+            # every tier for each of the three, in all combinations, ...
+            *(
+                (*tiers, list(BLOCKS)[(i + i // 4) % 4])
+                for i, tiers in enumerate(product(WHOLE, WHOLE, WHOLE))
+            ),
+            # ... mixtures, each with all blocks, ...
+            *product(["all tiers"], ["all tiers", "device and disk"], ["all tiers"], BLOCKS),
+            *product(["device"], ["device and disk"], ["device", "device and disk"], BLOCKS),
+            # ... and what is read ahead and written behind, alone.
+            *product(["device"], ["disk"], ["device"], BLOCKS),
+            *product(["device"], ["device"], ["disk"], BLOCKS),
+            *product(["disk"], ["device"], ["device"], BLOCKS),
+            *product(["disk"], ["disk"], ["disk"], BLOCKS),
+            *product(["all tiers"], ["host"], ["host"], BLOCKS),
+        ]
+    )
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=range(len(POLICIES)))
+def test_results_do_not_depend_on_where_anything_is(
+    checkpoint, label, expected, policy, tmp_path_factory
+):
+    offload_dir = tmp_path_factory.getbasetemp() / "stores"
+    assert_equal(run(checkpoint, label, policy, offload_dir=offload_dir), expected)
+
+
+def test_no_spill_is_left_behind(checkpoint, tmp_path):
+    run(checkpoint, "none", Policy(cache=Placement(disk=1)), offload_dir=tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_store_is_made_once(checkpoint, tmp_path):

@@ -1,0 +1,134 @@
+"""How keys and values are stored, and where.
+
+Each position is quantized on its own, along the width, so that a position once stored never
+changes, and reads the same wherever it is stored.
+
+Shape letters: b sequences, t cached positions, h heads, d head size, e model width, n rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flexgen_helm.offload.spill import Spill, TensorLayout
+from flexgen_helm.quant.quantize import QuantizedTensor, dequantize, quantize
+from flexgen_helm.specs.compression import Compression
+from flexgen_helm.specs.model import ModelSpec
+from flexgen_helm.specs.placement import Placement, Tier, place_evenly
+
+Rows = Tensor | QuantizedTensor
+"""Keys or values of some positions as stored: plain or compressed."""
+
+KeysValuesTiers = tuple[Tier, Tier]
+"""Where the keys and where the values of a layer are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheFormat:
+    """How keys and values of a model are stored."""
+
+    spec: ModelSpec
+    compression: Compression
+    dtype: torch.dtype
+    """What they are computed in, and stored in if they are not compressed."""
+
+    device: torch.device
+    """What computes with them."""
+
+    tiers: Sequence[KeysValuesTiers] = ()
+    """Where they are, by layer; all on the device if empty."""
+
+    spill: Spill | None = None
+    """Where those on disk are."""
+
+    @property
+    def uncompressed(self) -> CacheFormat:
+        """Without compression, on the device."""
+        none = Compression()
+        return CacheFormat(spec=self.spec, compression=none, dtype=self.dtype, device=self.device)
+
+    @property
+    def compressed(self) -> bool:
+        return self.compression.cache_bits is not None
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one position over all layers."""
+        return self.spec.cache_bytes(
+            self.compression, num_tokens=1, dtype_bytes=self.dtype.itemsize
+        )
+
+    def compress(self, rows: Tensor) -> Rows:
+        """Turn [n, e] into what is stored."""
+        if self.compression.cache_bits is None:
+            return rows
+        return quantize(
+            rows, bits=self.compression.cache_bits, group_size=self.compression.group_size
+        )
+
+    def decompress(self, rows: Rows) -> Tensor:
+        """Turn what is stored back into [..., e]."""
+        return dequantize(rows, self.dtype) if isinstance(rows, QuantizedTensor) else rows
+
+    def tiers_of(self, layer: int) -> KeysValuesTiers:
+        """Return where a layer's are."""
+        return self.tiers[layer] if self.tiers else (Tier.DEVICE, Tier.DEVICE)
+
+    def memory_of(self, tier: Tier) -> torch.device:
+        """Return the device whose memory a tier is, or is read into."""
+        return self.device if tier is Tier.DEVICE else torch.device("cpu")
+
+    def layout(self, num_slots: int, capacity: int) -> list[TensorLayout]:
+        """Return what tensors hold the positions of slots side by side."""
+        if not self.compressed:  # [b, h, t, d], the order in which products read it
+            shape = num_slots, self.spec.num_heads, capacity, self.spec.head_size
+            return [TensorLayout(self.dtype, shape)]
+        position = self.compress(torch.zeros(self.spec.hidden_size, dtype=self.dtype))
+        return [
+            TensorLayout(tensor.dtype, (num_slots, capacity, *tensor.shape))
+            for tensor in tensors_of(position)
+        ]
+
+    def rows(self, tensors: Sequence[Tensor]) -> Rows:
+        """Return what such tensors hold by position: [b, t, h, d], or compressed [b, t, ...]."""
+        if not self.compressed:
+            return tensors[0].transpose(1, 2)
+        codes, scale, zero = tensors
+        assert self.compression.cache_bits is not None
+        return QuantizedTensor(
+            codes=codes,
+            scale=scale,
+            zero=zero,
+            bits=self.compression.cache_bits,
+            group_size=self.compression.group_size,
+            row_len=self.spec.hidden_size,
+        )
+
+    def by_head(self, rows: Rows) -> Tensor:
+        """Return [b, h, t, d] in the compute dtype, of what `rows` returns."""
+        plain = self.decompress(rows)
+        if self.compressed:
+            plain = plain.unflatten(2, (self.spec.num_heads, self.spec.head_size))
+        return plain.transpose(1, 2)
+
+
+def tensors_of(rows: Rows) -> tuple[Tensor, ...]:
+    """Return what is stored."""
+    return rows.tensors if isinstance(rows, QuantizedTensor) else (rows,)
+
+
+def move(rows: Rows, device: torch.device) -> Rows:
+    """Bring stored rows to a device."""
+    if isinstance(rows, QuantizedTensor):
+        return rows.map(lambda x: x.to(device, non_blocking=True))
+    return rows.to(device, non_blocking=True)
+
+
+def place_cache(num_layers: int, placement: Placement) -> list[KeysValuesTiers]:
+    """Choose tiers for keys and values of each layer; all layers' take the same bytes."""
+    placed = place_evenly([{"keys": 1, "values": 1}] * num_layers, placement)
+    return [(tiers["keys"], tiers["values"]) for tiers in placed]

@@ -1,0 +1,186 @@
+"""Rooms: where a pool keeps the keys, or the values, of one layer.
+
+Shape letters: b sequences, t cached positions, h heads, d head size, e model width, n rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flexgen_helm.model.cache_format import CacheFormat, Rows, tensors_of
+from flexgen_helm.model.row_cells import RowCells
+from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion
+from flexgen_helm.specs.placement import Tier
+
+
+class Room(Protocol):
+    """Room for [b, t] positions."""
+
+    def write(self, cells: RowCells, rows: Tensor) -> None:
+        """Store those of the rows [n, e] that have a cell here."""
+
+    def copy(self, start: int, source: Rows, slots: Tensor, length: int) -> None:
+        """Store the first positions of some slots of another room, in slots from `start` on."""
+
+    def end_prefill(self) -> None:
+        """Be told that from now on each sequence gets one position at a time."""
+
+    def begin_read(self) -> None:
+        """Begin what `read` will wait for."""
+
+    def read(self) -> AbstractContextManager[Rows]:
+        """Lend all positions of all slots, [b, t] and what the format makes of a position.
+
+        What lies beyond a sequence's own length is finite, and means nothing.
+        """
+
+
+class MemoryRoom:
+    """In the memory of a device.
+
+    Args:
+        cache_format: how positions are stored.
+        num_slots: b.
+        capacity: t.
+        device: whose memory.
+    """
+
+    def __init__(
+        self, cache_format: CacheFormat, num_slots: int, capacity: int, device: torch.device
+    ) -> None:
+        layouts = cache_format.layout(num_slots, capacity)
+        pinned = cache_format.device.type == "cuda" and device.type == "cpu"
+        tensors = [
+            torch.zeros(x.shape, dtype=x.dtype, device=device, pin_memory=pinned) for x in layouts
+        ]
+        self._format = cache_format
+        self._device = device
+        self._rows = cache_format.rows(tensors)
+
+    def write(self, cells: RowCells, rows: Tensor) -> None:
+        _write(self._format, self._rows, cells.on(self._device), rows.to(self._device))
+
+    def copy(self, start: int, source: Rows, slots: Tensor, length: int) -> None:
+        _copy(self._rows, start, source, slots, length)
+
+    def end_prefill(self) -> None:
+        pass
+
+    def begin_read(self) -> None:
+        pass
+
+    @contextmanager
+    def read(self) -> Iterator[Rows]:
+        yield self._rows
+
+
+class DiskRoom:
+    """On disk: what prefill stores, in one record, and a record for each position after it.
+
+    Args:
+        cache_format: how positions are stored.
+        num_slots: b.
+        capacity: t.
+        spill: the file.
+    """
+
+    def __init__(
+        self, cache_format: CacheFormat, num_slots: int, capacity: int, spill: Spill
+    ) -> None:
+        self._format = cache_format
+        self._spill = spill
+        self._num_slots = num_slots
+        self._capacity = capacity
+        self._layout = RecordLayout(cache_format.layout(num_slots, capacity))
+        self._prefilled: Tensor | None = None
+        """What prefill has stored so far, in memory."""
+        self._end = 0
+        """Longest sequence in that."""
+        self._region: SpillRegion | None = None
+        """Where it all is once prefill has ended."""
+        self._later: list[RowCells] = []
+        """Where the rows of the later records belong."""
+
+    def write(self, cells: RowCells, rows: Tensor) -> None:
+        cells, rows = cells.on(_CPU), rows.to(_CPU)
+        if self._region is not None:
+            self._append(self._region, cells, rows)
+            return
+        _write(self._format, self._prefill(cells.end), cells, rows)
+
+    def copy(self, start: int, source: Rows, slots: Tensor, length: int) -> None:
+        _copy(self._prefill(length), start, source, slots, length)
+
+    def end_prefill(self) -> None:
+        if self._region is not None or self._prefilled is None:
+            return
+        one_each = tensors_of(
+            self._format.compress(
+                torch.zeros(
+                    self._num_slots, self._format.spec.hidden_size, dtype=self._format.dtype
+                )
+            )
+        )
+        later_bytes = (self._capacity - self._end) * RecordLayout.of(one_each).num_bytes
+        self._region = self._spill.region(self._layout.num_bytes + later_bytes)
+        self._region.append(self._layout, self._prefilled)
+        self._prefilled = None
+
+    def begin_read(self) -> None:
+        if self._region is not None:
+            self._region.begin_read()
+
+    @contextmanager
+    def read(self) -> Iterator[Rows]:
+        assert self._region is not None, "what is being prefilled is not read"
+        buffer, (first, *later) = self._region.read()
+        try:
+            rows = self._format.rows(first)
+            for cells, record in zip(self._later, later, strict=True):
+                for tensor, part in zip(tensors_of(rows), record, strict=True):
+                    cells.store(part.view(len(part), *tensor.shape[2:]), tensor)
+            yield rows
+        finally:
+            self._spill.buffers.give(buffer)
+
+    def _prefill(self, end: int) -> Rows:
+        """Return what is in memory until prefill ends, to be written up to a position."""
+        if self._prefilled is None:
+            self._prefilled = self._spill.buffers.take(self._layout.num_bytes)
+            self._prefilled.zero_()  # what is never written is read, and must be finite
+        self._end = max(self._end, end)
+        return self._format.rows(self._layout.views(self._prefilled))
+
+    def _append(self, region: SpillRegion, cells: RowCells, rows: Tensor) -> None:
+        region.append_copy(tensors_of(self._format.compress(cells.rows_of(rows))))
+        self._later.append(cells)
+
+
+_CPU = torch.device("cpu")
+
+
+def make_room(cache_format: CacheFormat, tier: Tier, num_slots: int, capacity: int) -> Room:
+    """Return room on a tier."""
+    if tier is Tier.DISK:
+        assert cache_format.spill is not None, "a cache on disk comes with a spill"
+        return DiskRoom(cache_format, num_slots, capacity, cache_format.spill)
+    return MemoryRoom(cache_format, num_slots, capacity, cache_format.memory_of(tier))
+
+
+def _write(cache_format: CacheFormat, room: Rows, cells: RowCells, rows: Tensor) -> None:
+    if isinstance(room, Tensor):
+        cells.spread(rows.unflatten(1, room.shape[2:]), room)
+        return
+    stored = cache_format.compress(cells.rows_of(rows))
+    for tensor, part in zip(tensors_of(room), tensors_of(stored), strict=True):
+        cells.store(part, tensor)
+
+
+def _copy(room: Rows, start: int, source: Rows, slots: Tensor, length: int) -> None:
+    for tensor, other in zip(tensors_of(room), tensors_of(source), strict=True):
+        tensor[start : start + len(slots), :length] = other[slots.to(other.device), :length]

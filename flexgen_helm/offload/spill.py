@@ -1,0 +1,283 @@
+"""Memory on disk for what a run makes and reads again: KV cache and activations.
+
+All of it is in one file without a name, which is gone when the process is. Threads read and write
+it while the caller computes; a region is written only at its end, and read as a whole.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flexgen_helm.errors import StoreError
+from flexgen_helm.offload.disk import (
+    REQUEST_BYTES,
+    REQUESTS_IN_FLIGHT,
+    DirectFile,
+    aligned_buffer,
+    aligned_up,
+)
+
+TENSOR_ALIGNMENT = 64
+"""Tensors of a record begin at multiples of a cache line."""
+
+IDLE_BUFFERS = 4
+"""Buffers kept for the next who needs one: memory the system has to provide anew is slow."""
+
+WRITES_IN_FLIGHT = 4
+"""Buffers on their way to disk at once."""
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """What there is to know about a tensor in bytes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+class RecordLayout:
+    """Tensors one after another in bytes; the record ends at a multiple of `ALIGNMENT`."""
+
+    def __init__(self, tensors: Sequence[TensorLayout]) -> None:
+        self._tensors = tensors
+        self._offsets = []
+        end = 0
+        for tensor in tensors:
+            self._offsets.append(end)
+            end += -(-tensor.num_bytes // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
+        self.num_bytes = aligned_up(end)
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> RecordLayout:
+        """Return that of given tensors."""
+        return cls([TensorLayout(tensor.dtype, tuple(tensor.shape)) for tensor in tensors])
+
+    def views(self, record: Tensor) -> list[Tensor]:
+        """Return the tensors in a record's bytes, sharing their memory."""
+        return [
+            record[offset : offset + tensor.num_bytes].view(tensor.dtype).view(tensor.shape)
+            for tensor, offset in zip(self._tensors, self._offsets, strict=True)
+        ]
+
+
+class Buffers:
+    """Aligned memory that is used again. Safe to use from threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[Tensor] = []
+
+    def take(self, num_bytes: int) -> Tensor:
+        """Return a buffer of at least so many bytes, and at most twice as many."""
+        with self._lock:
+            for index, buffer in enumerate(self._idle):
+                if num_bytes <= len(buffer) <= 2 * num_bytes:
+                    return self._idle.pop(index)
+        return aligned_buffer(num_bytes)
+
+    def give(self, buffer: Tensor) -> None:
+        """Take a buffer back that nobody reads any more."""
+        with self._lock:
+            bisect.insort(self._idle, buffer, key=len)
+            del self._idle[:-IDLE_BUFFERS]
+
+
+class Spill:
+    """A file that grows as it must, and what reads and writes it.
+
+    Args:
+        directory: where the file is.
+        overlap: whether reads ahead and writes go on while the caller computes.
+        limit_bytes: what may be on disk at a time; `None` for whatever the disk holds.
+    """
+
+    def __init__(
+        self, directory: Path, *, overlap: bool = True, limit_bytes: int | None = None
+    ) -> None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = DirectFile.temporary(directory)
+        except OSError as error:
+            raise StoreError(
+                f"no file can be made in {directory} ({error}): choose another offload directory"
+            ) from error
+        self._directory = directory
+        self._limit_bytes = limit_bytes
+        self._threads = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="spill")
+        self._writes = threading.Semaphore(WRITES_IN_FLIGHT)
+        self._lock = threading.Lock()
+        self._gaps: list[tuple[int, int]] = []
+        self._end = 0
+        self.overlap = overlap
+        self.buffers = Buffers()
+        self.num_bytes = 0
+        """Bytes of all regions in use."""
+        self.peak_bytes = 0
+        """The most that were in use at once."""
+
+    def region(self, num_bytes: int) -> SpillRegion:
+        """Reserve so many bytes; they are free again when the region is not referred to any more.
+
+        Raises:
+            StoreError: this would be more than may be on disk.
+        """
+        return SpillRegion(self, self._reserve(aligned_up(num_bytes)), aligned_up(num_bytes))
+
+    def close(self) -> None:
+        """Wait for what is under way, and give back disk and memory."""
+        self._threads.shutdown()
+        self._file.close()
+
+    def begin_read(self, buffer: Tensor, offset: int) -> list[Future[None]]:
+        """Begin to fill a buffer, in requests of `REQUEST_BYTES`."""
+        return [
+            self._threads.submit(
+                self._file.fill, buffer[start : start + REQUEST_BYTES], offset + start
+            )
+            for start in range(0, len(buffer), REQUEST_BYTES)
+        ]
+
+    def begin_write(self, buffer: Tensor, num_bytes: int, offset: int) -> Future[None]:
+        """Begin to write the beginning of a buffer, which is taken back afterwards."""
+        self._writes.acquire()  # whoever computes faster than the disk writes has to wait
+        return self._threads.submit(self._write, buffer, num_bytes, offset)
+
+    def explain(self, error: OSError) -> StoreError:
+        """Say what to do about an error of the disk."""
+        return StoreError(
+            f"the spill file in {self._directory} cannot be used ({error}), {self.num_bytes} bytes"
+            " of it are in use: free space there, or choose another offload directory"
+        )
+
+    def release(self, offset: int, num_bytes: int) -> None:
+        """Take back a region."""
+        with self._lock:
+            self.num_bytes -= num_bytes
+            bisect.insort(self._gaps, (offset, num_bytes))
+            self._gaps = _joined(self._gaps)
+
+    def _write(self, buffer: Tensor, num_bytes: int, offset: int) -> None:
+        try:
+            self._file.store(buffer[:num_bytes], offset)
+        finally:
+            self._writes.release()
+            self.buffers.give(buffer)
+
+    def _reserve(self, num_bytes: int) -> int:
+        with self._lock:
+            if self._limit_bytes is not None and self.num_bytes + num_bytes > self._limit_bytes:
+                raise StoreError(
+                    f"{self.num_bytes + num_bytes} bytes are needed on disk, {self._limit_bytes}"
+                    " are allowed: allow more, or use smaller micro-batches"
+                )
+            self.num_bytes += num_bytes
+            self.peak_bytes = max(self.peak_bytes, self.num_bytes)
+            for index, (offset, size) in enumerate(self._gaps):
+                if size >= num_bytes:
+                    rest = [(offset + num_bytes, size - num_bytes)] if size > num_bytes else []
+                    self._gaps[index : index + 1] = rest
+                    return offset
+            offset, self._end = self._end, self._end + num_bytes
+            return offset
+
+
+class SpillRegion:
+    """Consecutive bytes of a spill: records, appended one by one, read all at once."""
+
+    def __init__(self, spill: Spill, offset: int, num_bytes: int) -> None:
+        self._spill = spill
+        self._offset = offset
+        self._capacity = num_bytes
+        self._layouts: list[RecordLayout] = []
+        self._writes: list[Future[None]] = []
+        self._ahead: tuple[Tensor, list[Future[None]]] | None = None
+        self.num_bytes = 0
+        """Bytes written."""
+        # What is being written must not meet what the region's next owner writes.
+        weakref.finalize(self, _release, spill, self._writes, offset, num_bytes).atexit = False
+
+    def append(self, layout: RecordLayout, record: Tensor) -> None:
+        """Write a record that is in a buffer of the spill's; the buffer is the spill's again.
+
+        Raises:
+            StoreError: an earlier write has failed.
+        """
+        assert self.num_bytes + layout.num_bytes <= self._capacity, "more than was reserved"
+        assert self._ahead is None, "what was begun to be read is not all there is"
+        self._wait(self._writes)
+        self._writes.append(
+            self._spill.begin_write(record, layout.num_bytes, self._offset + self.num_bytes)
+        )
+        self._layouts.append(layout)
+        self.num_bytes += layout.num_bytes
+        if not self._spill.overlap:
+            self._wait(self._writes)
+
+    def append_copy(self, tensors: Sequence[Tensor]) -> None:
+        """Write a copy of some tensors as a record; see `append`."""
+        layout = RecordLayout.of(tensors)
+        record = self._spill.buffers.take(layout.num_bytes)
+        for target, tensor in zip(layout.views(record), tensors, strict=True):
+            target.copy_(tensor)
+        self.append(layout, record)
+
+    def begin_read(self) -> None:
+        """Begin to read, for the next who calls `read`."""
+        if self._spill.overlap and self._ahead is None:
+            self._ahead = self._begin()
+
+    def read(self) -> tuple[Tensor, list[list[Tensor]]]:
+        """Return all there is: a buffer, to be given back, and in it the tensors by record.
+
+        Raises:
+            StoreError: the disk cannot be used.
+        """
+        (buffer, futures), self._ahead = self._ahead or self._begin(), None
+        self._wait(futures)
+        records, start = [], 0
+        for layout in self._layouts:
+            records.append(layout.views(buffer[start : start + layout.num_bytes]))
+            start += layout.num_bytes
+        return buffer, records
+
+    def _begin(self) -> tuple[Tensor, list[Future[None]]]:
+        self._wait(self._writes)
+        buffer = self._spill.buffers.take(self.num_bytes)
+        return buffer, self._spill.begin_read(buffer[: self.num_bytes], self._offset)
+
+    def _wait(self, futures: list[Future[None]]) -> None:
+        try:
+            while futures:
+                futures.pop().result()
+        except OSError as error:
+            raise self._spill.explain(error) from error
+
+
+def _release(spill: Spill, writes: list[Future[None]], offset: int, num_bytes: int) -> None:
+    """Free a region once nothing is being written to it."""
+    wait(writes)
+    spill.release(offset, num_bytes)
+
+
+def _joined(gaps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Make one gap of those that touch; they are sorted."""
+    joined: list[tuple[int, int]] = []
+    for offset, size in gaps:
+        if joined and sum(joined[-1]) == offset:
+            joined[-1] = joined[-1][0], joined[-1][1] + size
+        else:
+            joined.append((offset, size))
+    return joined

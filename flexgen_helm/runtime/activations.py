@@ -1,0 +1,83 @@
+"""Hidden states of micro-batches between two layers, where the policy has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion
+from flexgen_helm.specs.placement import ON_DEVICE, Placement, Tier
+
+_PARTS = (Tier.DEVICE, Tier.HOST, Tier.DISK)
+"""In the order of the rows they hold."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Rows of one micro-batch, the first on the device, the last on disk."""
+
+    in_memory: list[Tensor]
+    on_disk: SpillRegion | None
+
+
+class Activations:
+    """What the next layer begins with, by micro-batch.
+
+    Each micro-batch has its part on each tier, so that the fractions hold for any number of them.
+
+    Args:
+        placement: fractions of the rows.
+        device: what computes.
+        spill: where those on disk are; `None` if the placement has none there.
+    """
+
+    def __init__(self, placement: Placement, device: torch.device, spill: Spill | None) -> None:
+        self._placement = placement
+        self._device = device
+        self._spill = spill
+        self._kept: dict[int, _Kept] = {}
+
+    def put(self, micro_batch: int, hidden: Tensor) -> None:
+        """Keep the hidden states [n, e] of a micro-batch."""
+        if self._placement == ON_DEVICE:
+            self._kept[micro_batch] = _Kept([hidden], None)
+            return
+        in_memory, on_disk = [], None
+        for tier, rows in self._parts(hidden):
+            if tier is Tier.DISK:
+                assert self._spill is not None, "activations on disk come with a spill"
+                on_disk = self._spill.region(RecordLayout.of([rows]).num_bytes)
+                on_disk.append_copy([rows])
+            else:  # a copy, as a slice would hold on to all rows
+                device = self._device if tier is Tier.DEVICE else torch.device("cpu")
+                in_memory.append(rows.to(device, copy=True))
+        self._kept[micro_batch] = _Kept(in_memory, on_disk)
+
+    def begin_take(self, micro_batch: int) -> None:
+        """Begin what `take` will wait for."""
+        kept = self._kept.get(micro_batch)
+        if kept is not None and kept.on_disk is not None:
+            kept.on_disk.begin_read()
+
+    def take(self, micro_batch: int) -> Tensor:
+        """Return the hidden states of a micro-batch [n, e], and let go of them."""
+        kept = self._kept.pop(micro_batch)
+        parts = [rows.to(self._device) for rows in kept.in_memory]
+        if kept.on_disk is not None:
+            assert self._spill is not None
+            buffer, [[rows]] = kept.on_disk.read()
+            parts.append(rows.to(self._device, copy=True))
+            self._spill.buffers.give(buffer)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _parts(self, hidden: Tensor) -> Iterator[tuple[Tier, Tensor]]:
+        start, fraction = 0, 0.0
+        for tier in _PARTS:
+            fraction += self._placement.on(tier)
+            stop = round(fraction * len(hidden))
+            if stop > start:
+                yield tier, hidden[start:stop]
+            start = stop

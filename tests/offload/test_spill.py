@@ -1,0 +1,131 @@
+import gc
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flexgen_helm.errors import StoreError
+from flexgen_helm.offload.disk import ALIGNMENT
+from flexgen_helm.offload.spill import IDLE_BUFFERS, Buffers, RecordLayout, Spill
+
+
+@pytest.fixture(params=[True, False], ids=["overlap", "serial"])
+def spill(request, tmp_path):
+    spill = Spill(tmp_path, overlap=request.param)
+    yield spill
+    spill.close()
+    assert not [*tmp_path.iterdir()], "nothing is left on disk"
+
+
+def tensors(seed, sizes):
+    generator = torch.Generator().manual_seed(seed)
+    dtypes = [torch.float32, torch.uint8, torch.bfloat16]
+    return [
+        torch.randint(0, 200, (size, 3), generator=generator).to(dtypes[i % 3])
+        for i, size in enumerate(sizes)
+    ]
+
+
+def contents(spill, region):
+    buffer, records = region.read()
+    copies = [[tensor.clone() for tensor in record] for record in records]
+    spill.buffers.give(buffer)
+    return copies
+
+
+def assert_equal(records, expected):
+    assert len(records) == len(expected)
+    for record, other in zip(records, expected, strict=True):
+        for one, two in zip(record, other, strict=True):
+            assert one.dtype == two.dtype
+            assert torch.equal(one, two)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.lists(st.integers(0, 4000), min_size=1, max_size=3)),
+        max_size=12,
+    )
+)
+def test_regions_hold_what_was_appended_whatever_came_and_went(spill, steps):
+    regions, written = {}, {}
+    for seed, (which, sizes) in enumerate(steps):
+        if len(written.get(which, [])) == 3:
+            assert_equal(contents(spill, regions.pop(which)), written.pop(which))
+        if which not in regions:
+            regions[which], written[which] = spill.region(200_000), []
+        record = tensors(seed, sizes)
+        regions[which].append_copy(record)
+        written[which].append(record)
+        regions[which].begin_read()
+        assert_equal(contents(spill, regions[which]), written[which])
+    for which, records in written.items():
+        assert_equal(contents(spill, regions[which]), records)
+
+
+def test_what_is_let_go_of_is_used_again(spill):
+    regions = [spill.region(3 * ALIGNMENT) for _ in range(4)]
+    assert spill.num_bytes == 12 * ALIGNMENT
+    del regions[1:3]
+    gc.collect()
+    assert spill.num_bytes == 6 * ALIGNMENT
+    between = spill.region(6 * ALIGNMENT)
+    assert spill.num_bytes == spill.peak_bytes == spill._end == 12 * ALIGNMENT
+    del between
+
+
+def test_a_region_is_reserved_before_it_is_used(tmp_path):
+    spill = Spill(tmp_path, limit_bytes=4 * ALIGNMENT)
+    region = spill.region(3 * ALIGNMENT)
+    with pytest.raises(StoreError, match=f"{5 * ALIGNMENT} bytes are needed on disk"):
+        spill.region(2 * ALIGNMENT)
+    assert spill.num_bytes == 3 * ALIGNMENT
+    del region
+    spill.close()
+
+
+def test_an_error_of_the_disk_says_what_to_do(spill, monkeypatch):
+    region = spill.region(ALIGNMENT)
+
+    def fail(buffer, offset):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(spill._file, "store", fail)
+
+    def write_and_wait():
+        region.append_copy([torch.zeros(4)])
+        region.read()
+
+    with pytest.raises(StoreError, match="No space left on device.*free space there"):
+        write_and_wait()
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="choose another offload directory"):
+        Spill(tmp_path / "file")
+
+
+def test_records_are_aligned():
+    layout = RecordLayout.of([torch.zeros(5), torch.zeros(0, 3), torch.zeros(7, dtype=torch.uint8)])
+    assert layout.num_bytes == ALIGNMENT
+    first, none, last = layout.views(torch.zeros(ALIGNMENT, dtype=torch.uint8))
+    assert (first.shape, none.shape, last.shape) == ((5,), (0, 3), (7,))
+    assert last.data_ptr() - first.data_ptr() == 64
+
+
+def test_buffers_come_back_if_they_fit():
+    buffers = Buffers()
+    large, small = buffers.take(10 * ALIGNMENT), buffers.take(ALIGNMENT)
+    buffers.give(large)
+    buffers.give(small)
+    assert buffers.take(2 * ALIGNMENT) is not large, "five times of what is needed"
+    assert buffers.take(6 * ALIGNMENT) is large
+    for size in range(1, IDLE_BUFFERS + 3):
+        buffers.give(torch.zeros(size, dtype=torch.uint8))
+    assert [len(buffer) for buffer in buffers._idle] == sorted(
+        len(buffer) for buffer in buffers._idle
+    )
+    assert len(buffers._idle) == IDLE_BUFFERS
