@@ -26,6 +26,7 @@ _HOME_OF = {
     "FlexGenRunner": "adapter.runner",
     "GenerationRequest": "specs.request",
     "GenerationResult": "specs.request",
+    "MemoryBudget": "specs.budget",
     "Policy": "specs.policy",
     "SamplingParams": "specs.request",
     "compare_settings": "tables.compare",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from flexgen_helm.adapter.runner import FlexGenRunner
     from flexgen_helm.errors import FlexGenError
     from flexgen_helm.runtime.engine import Engine
+    from flexgen_helm.specs.budget import MemoryBudget
     from flexgen_helm.specs.compression import Compression
     from flexgen_helm.specs.policy import Policy
     from flexgen_helm.specs.request import (

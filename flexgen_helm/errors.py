@@ -4,7 +4,8 @@
     ├── InvalidRequestError          a request asks for something the model cannot do
     │   └── UnsupportedRequestError  a field of a HELM request that OPT has no answer to
     ├── InvalidSettingError          a dtype or block shape no engine can be built with
-    │   └── InvalidCompressionError  bits, group size or a compression label that does not exist
+    │   ├── InvalidCompressionError  bits, group size or a compression label that does not exist
+    │   └── BudgetError              a policy that takes more memory than is allowed
     ├── CheckpointError              a checkpoint is missing, incomplete, corrupt or not an OPT
     │   └── UnsupportedModelError    the checkpoint is sound but its architecture is not ours
     ├── StoreError                   a weight store is damaged, or its disk cannot be used
@@ -38,6 +39,10 @@ class InvalidSettingError(FlexGenError):
 
 class InvalidCompressionError(InvalidSettingError):
     """A compression setting does not exist."""
+
+
+class BudgetError(InvalidSettingError):
+    """A policy takes more memory than is allowed."""
 
 
 class CheckpointError(FlexGenError):

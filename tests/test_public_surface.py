@@ -15,6 +15,7 @@ PUBLIC = [
     "FlexGenRunner",
     "GenerationRequest",
     "GenerationResult",
+    "MemoryBudget",
     "Policy",
     "SamplingParams",
     "__version__",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
 
@@ -37,8 +38,11 @@ class EngineSettings:
     device: str = "auto"
     """Compute device."""
 
-    policy: Policy = field(default_factory=Policy)
-    """Shape of blocks, and where weights are."""
+    policy: Policy | None = None
+    """Shape of blocks, and where everything is; `None` for what fits the budget."""
+
+    budget: MemoryBudget = field(default_factory=MemoryBudget)
+    """Memory that may be used."""
 
     offload_dir: str | None = None
     """Where weight stores are; `None` leaves it to the engine."""

@@ -25,6 +25,7 @@ from flexgen_helm.adapter.prompts import encode_prompt
 from flexgen_helm.adapter.responses import Response
 from flexgen_helm.adapter.tokenizer import FlexGenTokenizer
 from flexgen_helm.errors import FlexGenError
+from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.policy import Policy
 
 ADVICE = (
@@ -46,6 +47,7 @@ class FlexGenClient(CachingClient):
         dtype: str = "auto",
         device: str = "auto",
         policy: Mapping[str, Any] | None = None,
+        budget: Mapping[str, Any] | None = None,
         offload_dir: str | None = None,
         backend: str = DEFAULT_BACKEND,
         end_of_text_token: str | None = None,
@@ -53,10 +55,11 @@ class FlexGenClient(CachingClient):
         """Make a client; HELM fills in cache, tokenizer and end-of-text token.
 
         The other arguments are those of `EngineSettings`, and what `client_spec.args` in a
-        ``model_deployments.yaml`` may say; `policy` has the fields of `Policy`.
+        ``model_deployments.yaml`` may say; `policy` has the fields of `Policy`, `budget` those of
+        `MemoryBudget`.
 
         Raises:
-            InvalidSettingError: a field of the policy that does not exist, or a value out of range.
+            InvalidSettingError: a field that does not exist, or a value out of range.
         """
         super().__init__(cache_config=cache_config)
         self._responses = ResponseCache(cache_config)
@@ -69,7 +72,8 @@ class FlexGenClient(CachingClient):
                 compression=compression,
                 dtype=dtype,
                 device=device,
-                policy=Policy.from_settings(policy or {}),
+                policy=None if policy is None else Policy.from_settings(policy),
+                budget=MemoryBudget.from_settings(budget or {}),
                 offload_dir=offload_dir,
                 backend=backend,
             )

@@ -31,5 +31,6 @@ class RuntimeBackend:
             dtype=settings.dtype,
             device=settings.device,
             policy=settings.policy,
+            budget=settings.budget,
             offload_dir=settings.offload_dir,
         )

@@ -16,8 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK_SCORES = 4 << 20
-"""Scores computed at once, 8 MB in bfloat16: their weights replace them while they are in cache."""
+from flexgen_helm.specs.chunks import CHUNK_SCORES
 
 MIN_CHUNK_ROWS = 64
 """Queries from which a product is worth its call."""

@@ -205,6 +205,9 @@ class CachePool:
     ) -> CachePool:
         """Return a pool of the given slots of others, one after another.
 
+        The others are not used any more: each layer's room is given back when it has been read,
+        so that there is never more than one layer twice.
+
         Args:
             pieces: pools and, of each, the slots to take.
             lengths: of each pool, positions written at most.
@@ -220,4 +223,6 @@ class CachePool:
                         room.copy(start, source, slots, length)
                     start += len(slots)
                 room.end_prefill()
+            for pool, _ in pieces:
+                pool._layers[layer] = []
         return gathered

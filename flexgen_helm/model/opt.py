@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from flexgen_helm.model.kv_cache import KeysValues
 from flexgen_helm.model.linear import linear
 from flexgen_helm.offload.weights import Part
+from flexgen_helm.specs.chunks import HEAD_COLUMNS
 from flexgen_helm.specs.model import POSITION_OFFSET, ModelSpec
 
 Attention = Callable[[Tensor, KeysValues], Tensor]
@@ -56,7 +58,11 @@ def logits(spec: ModelSpec, weights: Part, hidden: Tensor) -> Tensor:
     if spec.projected_embeddings:
         hidden = F.linear(hidden, weights["project_out"])
     head = weights["tokens" if spec.tied_embeddings else "lm_head"]
-    return linear(hidden, head).float()
+    values = hidden.new_empty(len(hidden), spec.vocab_size, dtype=torch.float32)
+    # A part of the vocabulary at a time, as oneDNN makes a copy of what it multiplies with.
+    for columns, part in zip(values.split(HEAD_COLUMNS, 1), head.split(HEAD_COLUMNS), strict=True):
+        columns.copy_(linear(hidden, part))
+    return values
 
 
 def _attention_block(

@@ -81,21 +81,9 @@ class ResidentWeights:
         self._parts = {}
 
 
-DEQUANTIZED_AT_ONCE = 1 << 22
-"""Numbers dequantized at once: what is computed on the way takes several times their bytes."""
-
-
 def decompress(tensor: StoredTensor, dtype: torch.dtype) -> Tensor:
     """Return a tensor in the compute dtype."""
-    if isinstance(tensor, Tensor):
-        return tensor
-    num_rows = len(tensor.codes)
-    step = max(1, DEQUANTIZED_AT_ONCE // tensor.row_len)
-    values = tensor.codes.new_empty(num_rows, tensor.row_len, dtype=dtype)
-    for start in range(0, num_rows, step):
-        rows = slice(start, start + step)
-        values[rows] = dequantize(tensor.map(lambda x: x[rows]), dtype)  # noqa: B023
-    return values
+    return tensor if isinstance(tensor, Tensor) else dequantize(tensor, dtype)
 
 
 def stored_bytes(tensor: StoredTensor) -> int:

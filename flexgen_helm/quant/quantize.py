@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flexgen_helm.quant.packing import pack, unpack
+from flexgen_helm.specs.chunks import DEQUANTIZED_AT_ONCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,23 @@ def quantize(values: Tensor, *, bits: int, group_size: int) -> QuantizedTensor:
 
 
 def dequantize(quantized: QuantizedTensor, dtype: torch.dtype) -> Tensor:
-    """Return the [..., row_len] numbers the codes stand for, in `dtype`."""
+    """Return the [..., row_len] numbers the codes stand for, in `dtype`.
+
+    A part of them at a time, as what is computed on the way takes several times their bytes.
+    """
+    num_groups, lead = quantized.codes.shape[-2], quantized.codes.shape[:-2]
+    rows = quantized.map(lambda x: x.reshape(-1, num_groups, x.shape[-1]))
+    step = max(1, DEQUANTIZED_AT_ONCE // quantized.row_len)
+    if len(rows.codes) <= step:
+        return _dequantize(quantized, dtype)
+    values = rows.codes.new_empty(len(rows.codes), quantized.row_len, dtype=dtype)
+    for start in range(0, len(values), step):
+        chunk = slice(start, start + step)
+        values[chunk] = _dequantize(rows.map(lambda x: x[chunk]), dtype)  # noqa: B023
+    return values.view(*lead, quantized.row_len)
+
+
+def _dequantize(quantized: QuantizedTensor, dtype: torch.dtype) -> Tensor:
     codes = unpack(quantized.codes, quantized.bits, quantized.group_size)
     # In float32, because a 16-bit product of code and scale would add an error of its own that
     # with 8-bit codes is as large as half a step.

@@ -16,9 +16,7 @@ from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.segments import Segment
 from flexgen_helm.runtime.sequence import Sequence
-
-LEAST_FILLED = 0.8
-"""Sequences share a pool if the shortest needs at least this part of the longest one's capacity."""
+from flexgen_helm.specs.chunks import LEAST_FILLED
 
 POOL_READS = 1.5
 """What a pool costs per token beside its sequences, in times a sequence's cache is read."""

@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from flexgen_helm.errors import EngineClosedError, InvalidRequestError
+from flexgen_helm.errors import BudgetError, EngineClosedError, InvalidRequestError
 from flexgen_helm.model.cache_format import place_cache
 from flexgen_helm.model.checkpoint import fingerprint, read_spec, resolve
 from flexgen_helm.model.dtypes import DTYPES, resolve_device, resolve_dtype
 from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR, open_weights
 from flexgen_helm.offload.spill import Spill
+from flexgen_helm.planner.memory import MemoryPlan, Setup, nearest_policy, plan_memory
 from flexgen_helm.runtime.allocator import reuse_freed_memory
 from flexgen_helm.runtime.executor import BlockExecutor
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.progress import OnProgress, Progress, progress_reporter
 from flexgen_helm.runtime.tokenizer import checkpoint_tokenizer
+from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.placement import ON_DEVICE
 from flexgen_helm.specs.policy import Policy
@@ -41,9 +43,14 @@ class Engine:
     Made by `from_pretrained`. Calls from several threads are served one after another.
     """
 
-    def __init__(self, model: Model, description: EngineDescription, policy: Policy) -> None:
+    def __init__(
+        self, model: Model, description: EngineDescription, policy: Policy, plan: MemoryPlan
+    ) -> None:
         self._model: Model | None = model
-        self._policy = policy
+        self.policy = policy
+        """Shape of the blocks, and where everything is."""
+        self.plan = plan
+        """Memory that this takes."""
         self._lock = threading.Lock()
         self.description = description
         """What this engine is, for tables."""
@@ -62,6 +69,7 @@ class Engine:
         dtype: str = "auto",
         device: str = "auto",
         policy: Policy | None = None,
+        budget: MemoryBudget | None = None,
         offload_dir: str | os.PathLike[str] | None = None,
         progress: bool = False,
     ) -> Engine:
@@ -76,7 +84,10 @@ class Engine:
             dtype: compute dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the
                 fastest the device computes well in.
             device: ``cpu``, ``cuda``, ``cuda:1`` ..., or ``auto`` for CUDA where there is one.
-            policy: shape of the blocks, and where weights are.
+            policy: shape of the blocks, and where weights, KV cache and activations are; if left
+                out, the one nearest to having all of it on the device that fits the budget.
+            budget: memory that may be used, beside what the process takes already; if left out,
+                half of the memory that is free after loading for the KV cache.
             offload_dir: where weight stores are; `~/.cache/flexgen_helm` if left out.
             progress: whether to show a progress bar while loading.
 
@@ -84,15 +95,25 @@ class Engine:
             CheckpointError: the checkpoint is missing, incomplete or damaged.
             UnsupportedModelError: its architecture is not one this engine runs.
             InvalidSettingError: there is no such dtype.
+            BudgetError: the policy takes more memory than the budget allows.
             StoreError: the weight store is damaged, or its disk cannot be used.
         """
         reuse_freed_memory()
-        compression, policy = compression or Compression(), policy or Policy()
+        compression = compression or Compression()
         offload = Path(offload_dir or DEFAULT_OFFLOAD_DIR).expanduser()
         path = resolve(model)
         spec = read_spec(path)
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
+        setup = Setup(
+            spec=spec,
+            compression=compression,
+            dtype_bytes=DTYPES[dtype].itemsize,
+            unified=torch.device(device).type == "cpu",
+        )
+        budget = budget or MemoryBudget()
+        policy = policy or nearest_policy(setup, Policy(), budget) or Policy()
+        plan = plan_memory(setup, policy, budget)
         with (
             ThreadPoolExecutor() as beside,
             tqdm(total=spec.num_layers + 1, unit="layer", disable=not progress) as bar,
@@ -134,7 +155,7 @@ class Engine:
             attention_on_host=policy.attention == "host",
             spill=spill,
         )
-        return cls(loaded, description, policy)
+        return cls(loaded, description, policy, plan)
 
     def generate(
         self,
@@ -161,6 +182,7 @@ class Engine:
         requests = list(requests)
         for request in requests:
             self.validate(request)
+            self._check_cache(request)
         results: dict[int, GenerationResult] = {}
         generated_tokens = 0
         with self._lock, progress_reporter(progress, len(requests)) as report:
@@ -179,7 +201,9 @@ class Engine:
                     )
                 )
 
-            BlockExecutor(self._open_model(), self._policy).run(requests, finish)
+            BlockExecutor(self._open_model(), self.policy, self.plan.cache_tokens).run(
+                requests, finish
+            )
         return [results[index] for index in range(len(requests))]
 
     def validate(self, request: GenerationRequest) -> None:
@@ -201,6 +225,21 @@ class Engine:
                     f"prompt_token_ids holds {token_id}, the model knows ids 0 to"
                     f" {self._vocab_size - 1}: encode the prompt with this engine's tokenizer"
                 )
+
+    def _check_cache(self, request: GenerationRequest) -> None:
+        """Refuse what the budget has no room for, however little is computed at once."""
+        new_tokens = min(request.sampling.max_tokens, self.max_positions)
+        if self.plan.cache_tokens is None or new_tokens < 2:
+            return
+        num_tokens = len(request.prompt_token_ids) + (
+            request.sampling.num_completions * (new_tokens - 1)
+        )
+        if num_tokens > self.plan.cache_tokens:
+            raise BudgetError(
+                f"a request needs {num_tokens} tokens in the KV cache, the budget has room for"
+                f" {self.plan.cache_tokens}: allow more memory, put the cache on disk"
+                " (policy.cache), or compress it (such as kv4)"
+            )
 
     def close(self) -> None:
         """Free the model's memory. Later calls of `generate` raise `EngineClosedError`."""

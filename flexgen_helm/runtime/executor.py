@@ -57,15 +57,16 @@ class BlockExecutor:
     Args:
         model: what computes.
         policy: shape of blocks and memory for them.
+        cache_tokens: tokens there is memory for; `None` if nobody has said.
     """
 
-    def __init__(self, model: Model, policy: Policy) -> None:
+    def __init__(self, model: Model, policy: Policy, cache_tokens: int | None = None) -> None:
         self._model = model
         self._policy = policy
         self._head = Head(model)
         self._pools: list[Pool] = []
         self._num_blocks = 0
-        self._cache_tokens = _cache_bytes(model, policy) // model.cache_format.bytes_per_token
+        self._cache_tokens = _cache_limit(model, policy, cache_tokens)
 
     @torch.inference_mode()
     def run(self, requests: Sequence_[GenerationRequest], on_result: OnResult) -> None:
@@ -87,6 +88,7 @@ class BlockExecutor:
             decode = self._run_pass(blocks)
             self._account(blocks, decode, time.perf_counter() - start_s)
             self._retire([block for _, block in blocks], on_result)
+            del blocks, decode  # or what has ended would be in memory beside what comes next
 
     def _demand(self, request: GenerationRequest) -> Demand:
         """What a request takes; without a second token nothing is cached for it."""
@@ -242,7 +244,11 @@ class BlockExecutor:
             on_result(job.index, job.result(peak_memory_bytes=peak))
 
 
-def _cache_bytes(model: Model, policy: Policy) -> int:
+def _cache_limit(model: Model, policy: Policy, cache_tokens: int | None) -> int:
+    """Tokens the KV cache may hold."""
+    limits = [] if cache_tokens is None else [cache_tokens]
     if policy.cache_bytes is not None:
-        return policy.cache_bytes
-    return free_memory_bytes(model.device) // 2
+        limits.append(policy.cache_bytes // model.cache_format.bytes_per_token)
+    if not limits:
+        limits.append(free_memory_bytes(model.device) // 2 // model.cache_format.bytes_per_token)
+    return min(limits)

@@ -13,10 +13,7 @@ from flexgen_helm.model.sampling import sample, token_logprobs
 from flexgen_helm.offload.weights import EMBEDDINGS
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.sequence import Sequence
-
-HEAD_ROWS = 128
-"""Positions that go through the LM head at once; bounds the memory of their logits, which on a
-CPU should stay in its cache between the passes over them."""
+from flexgen_helm.specs.chunks import HEAD_ROWS
 
 
 class Head:

@@ -133,14 +133,15 @@ def test_gathering_moves_slots_as_they_are(bits, spill):
         other.write(layer, RowCells([0], [0], [1], CPU), rows(1, 9))
         one.end_prefill(layer)
         other.end_prefill(layer)
+    from_other, from_one = contents(other, 1), contents(one, 1)
     gathered = CachePool.gather(
         [(other, torch.tensor([0])), (one, torch.tensor([1]))], lengths=[2, 3], capacity=5
     )
     assert (gathered.num_slots, gathered.capacity) == (2, 5)
     for which in range(2):
         room = contents(gathered, 1)[which]
-        assert torch.equal(room[0, :, :2], contents(other, 1)[which][0])
-        assert torch.equal(room[1, :, :3], contents(one, 1)[which][1])
+        assert torch.equal(room[0, :, :2], from_other[which][0])
+        assert torch.equal(room[1, :, :3], from_one[which][1])
 
 
 @pytest.mark.parametrize("num_layers", [12, 24, 48, 96])

@@ -1,0 +1,272 @@
+"""Memory a policy takes on each tier, as a sum of named terms, in bytes.
+
+Shape letters: n rows of a micro-batch, e model width, f width of the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from flexgen_helm.errors import BudgetError
+from flexgen_helm.specs.budget import MemoryBudget
+from flexgen_helm.specs.chunks import (
+    CHUNK_SCORES,
+    DEQUANTIZED_AT_ONCE,
+    HEAD_COLUMNS,
+    HEAD_ROWS,
+    LEAST_FILLED,
+)
+from flexgen_helm.specs.compression import Compression, quantized_bytes
+from flexgen_helm.specs.model import ModelSpec
+from flexgen_helm.specs.placement import Placement, Tier, place_evenly
+from flexgen_helm.specs.policy import Policy
+from flexgen_helm.units import format_bytes
+
+Bytes = Mapping[Tier, float]
+"""By tier; nothing on those that are not named."""
+
+LEAST_TOKENS = 1024
+"""Tokens a KV cache should have room for, where that is to be had."""
+
+LIBRARY_BYTES = 80 << 20
+"""Code of torch and oneDNN that comes into memory when it first runs, as measured."""
+
+DEQUANTIZING_BYTES = 11
+"""Per number: its code, as an integer and in float32, its value in float32 and as it is used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a policy is for."""
+
+    spec: ModelSpec
+    compression: Compression
+    dtype_bytes: int
+    """Of a number in the compute dtype."""
+
+    unified: bool
+    """Whether device and host are one memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """What a policy takes."""
+
+    fixed: Mapping[str, Bytes]
+    """Terms that do not depend on what is cached."""
+
+    per_token: Bytes
+    """Of each token in the KV cache."""
+
+    cache_tokens: int | None
+    """Tokens there is room for; `None` without a limit."""
+
+
+def plan_memory(setup: Setup, policy: Policy, budget: MemoryBudget) -> MemoryPlan:
+    """Work out what a policy takes, and what a budget leaves for the KV cache.
+
+    Raises:
+        BudgetError: not even one token could be cached.
+    """
+    plan = _plan(setup, policy, budget)
+    if plan.cache_tokens is not None and plan.cache_tokens < 1:
+        nearest = nearest_policy(setup, policy, budget)
+        advice = (
+            "no policy of this model fits: allow more"
+            if nearest is None
+            else f"this fits: {_differences(policy, nearest)}"
+        )
+        raise BudgetError(f"{_shortfall(setup, plan, budget)}; {advice}")
+    return plan
+
+
+def nearest_policy(setup: Setup, policy: Policy, budget: MemoryBudget) -> Policy | None:
+    """Return the policy that fits a budget and differs least: `None` if there is none.
+
+    Smaller micro-batches come first, then weights, cache and activations on disk.
+    """
+    for least_tokens in (LEAST_TOKENS, 1):
+        for candidate in _candidates(policy):
+            tokens = _plan(setup, candidate, budget).cache_tokens
+            if tokens is None or tokens >= least_tokens:
+                return candidate
+    return None
+
+
+def fixed_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
+    """Return what a policy takes, whatever is cached."""
+    spec, width = setup.spec, setup.spec.hidden_size * setup.dtype_bytes
+    layers = [_matrix_bytes(setup)] * spec.num_layers
+    tiers = place_evenly(layers, policy.weights)
+    placed = {
+        tier: sum(
+            sizes[name]
+            for sizes, on in zip(layers, tiers, strict=True)
+            for name in sizes
+            if on[name] is tier
+        )
+        for tier in Tier
+    }
+    read = max(
+        sum(size for name, size in sizes.items() if on[name] is Tier.DISK)
+        for sizes, on in zip(layers, tiers, strict=True)
+    )
+    rows = policy.micro_batch_tokens * policy.num_micro_batches
+    return {
+        "embeddings, norms and biases": {
+            Tier.DEVICE: spec.num_other_parameters * setup.dtype_bytes
+        },
+        "weights": placed,
+        "staging buffers": {Tier.HOST: 2 * read},
+        "layer in use": {Tier.DEVICE: _layer_in_use(setup, policy, read)},
+        "activations": {tier: rows * width * policy.activations.on(tier) for tier in Tier},
+        "micro-batch": {Tier.DEVICE: _micro_batch(setup, policy)},
+        # In float32, and their log-probabilities; and a part of the LM head as it is read fastest.
+        "logits": {
+            Tier.DEVICE: HEAD_ROWS * spec.vocab_size * 8
+            + HEAD_COLUMNS * spec.embedding_size * setup.dtype_bytes
+        },
+        "libraries": {Tier.HOST: LIBRARY_BYTES},
+    }
+
+
+def cache_per_token(setup: Setup, policy: Policy) -> Bytes:
+    """Return what a token in the KV cache takes.
+
+    What is on disk passes through memory layer by layer: prefill fills a buffer while the one
+    before is written, decode reads one while another is used.
+    """
+    spec = setup.spec
+    stored = spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
+    token = stored / LEAST_FILLED  # the rest of a pool is padding, at most
+    passing = 4 / spec.num_layers * token if policy.cache.disk else 0
+    decompressed = 2 * spec.hidden_size * setup.dtype_bytes / LEAST_FILLED
+    return {
+        Tier.DEVICE: policy.cache.device * token
+        + (decompressed if setup.compression.cache_bits is not None else 0),
+        Tier.HOST: policy.cache.host * token + passing,
+        Tier.DISK: policy.cache.disk * token,
+    }
+
+
+def _plan(setup: Setup, policy: Policy, budget: MemoryBudget) -> MemoryPlan:
+    fixed, per_token = fixed_terms(setup, policy), cache_per_token(setup, policy)
+    rooms = []
+    for tiers, allowed in _memories(setup, budget):
+        each = sum(per_token.get(tier, 0) for tier in tiers)
+        left = allowed - _total(fixed, tiers)
+        if left < 0:
+            rooms.append(0)
+        elif each:
+            rooms.append(int(left / each))
+    return MemoryPlan(fixed=fixed, per_token=per_token, cache_tokens=min(rooms, default=None))
+
+
+def _memories(setup: Setup, budget: MemoryBudget) -> Iterator[tuple[tuple[Tier, ...], int]]:
+    """Tiers that share a limit, and the limit."""
+    groups: list[tuple[Tier, ...]] = [(Tier.DEVICE,), (Tier.HOST,), (Tier.DISK,)]
+    if setup.unified:
+        groups = [(Tier.DEVICE, Tier.HOST), (Tier.DISK,)]
+    for tiers in groups:
+        limits = [limit for tier in tiers if (limit := budget.on(tier)) is not None]
+        if limits:
+            yield tiers, sum(limits)
+
+
+def _total(terms: Mapping[str, Bytes], tiers: tuple[Tier, ...]) -> float:
+    return sum(term.get(tier, 0) for term in terms.values() for tier in tiers)
+
+
+def _matrix_bytes(setup: Setup) -> dict[str, int]:
+    """Bytes of a layer's matrices as stored; queries, keys and values are one."""
+    sizes: dict[str, int] = {}
+    for name, (rows, row_len) in setup.spec.linear_shapes.items():
+        stored = "qkv_proj" if name in ("q_proj", "k_proj", "v_proj") else name
+        bits, size = setup.compression.weight_bits, rows * row_len * setup.dtype_bytes
+        if bits is not None:
+            group_size = setup.compression.group_size
+            size = quantized_bytes(num_rows=rows, row_len=row_len, bits=bits, group_size=group_size)
+        sizes[stored] = sizes.get(stored, 0) + size
+    return sizes
+
+
+def _layer_in_use(setup: Setup, policy: Policy, read: int) -> int:
+    """A layer as it is computed with, unless it is stored that way."""
+    matrices = setup.spec.linear_shapes.values()
+    if setup.compression.weight_bits is not None:
+        numbers = sum(rows * row_len for rows, row_len in matrices)
+        return numbers * setup.dtype_bytes + DEQUANTIZED_AT_ONCE * DEQUANTIZING_BYTES
+    # The matrices read, in the order of the processor's kernels, and one that is being put there.
+    return read + max(_matrix_bytes(setup).values()) if policy.weights.disk else 0
+
+
+def _micro_batch(setup: Setup, policy: Policy) -> int:
+    """What a micro-batch takes in a layer, in prefill.
+
+    Attention: hidden states, their norm, queries (as projected and scaled), keys and values (as
+    projected, with those carried on from the micro-batch before, by head, and for the next),
+    attended values, and queries, keys, values and attended values once more, in chains side by
+    side: 20 rows. The MLP: hidden states, their norm, its output, their sum, and [n, f].
+    """
+    spec = setup.spec
+    widths = max(20 * spec.hidden_size, 4 * spec.hidden_size + spec.ffn_size)
+    return (policy.micro_batch_tokens * widths + 3 * CHUNK_SCORES) * setup.dtype_bytes
+
+
+def _candidates(policy: Policy) -> Iterator[Policy]:
+    """Policies ever less like this one."""
+    on_disk = Placement(disk=1)
+    for cache, activations in (
+        (policy.cache, policy.activations),
+        (on_disk, policy.activations),
+        (on_disk, on_disk),
+    ):
+        for moved in range(11):
+            kept = 1 - moved / 10
+            weights = Placement(
+                device=policy.weights.device * kept,
+                host=policy.weights.host * kept,
+                disk=1 - (policy.weights.device + policy.weights.host) * kept,
+            )
+            tokens = policy.micro_batch_tokens
+            while tokens >= min(64, policy.micro_batch_tokens):
+                yield replace(
+                    policy,
+                    weights=policy.weights if not moved else weights,
+                    cache=cache,
+                    activations=activations,
+                    micro_batch_tokens=tokens,
+                )
+                tokens //= 2
+
+
+def _shortfall(setup: Setup, plan: MemoryPlan, budget: MemoryBudget) -> str:
+    """Say where it does not fit, and what takes the memory."""
+    sentences = []
+    for tiers, allowed in _memories(setup, budget):
+        needed = _total(plan.fixed, tiers) + sum(plan.per_token.get(tier, 0) for tier in tiers)
+        if needed > allowed:
+            terms = sorted(
+                ((_total({name: term}, tiers), name) for name, term in plan.fixed.items()),
+                reverse=True,
+            )
+            listed = ", ".join(f"{name} {format_bytes(size)}" for size, name in terms if size)
+            sentences.append(
+                f"{' and '.join(tier.value for tier in tiers)} memory of {format_bytes(allowed)} is"
+                f" {format_bytes(needed - allowed)} short: {listed}"
+            )
+    return "; ".join(sentences)
+
+
+def _differences(policy: Policy, other: Policy) -> str:
+    parts = []
+    for name in ("micro_batch_tokens", "weights", "cache", "activations"):
+        value = getattr(other, name)
+        if value != getattr(policy, name):
+            shown = value
+            if isinstance(value, Placement):
+                fractions = {tier.value: round(value.on(tier), 3) for tier in Tier}
+                shown = {tier: fraction for tier, fraction in fractions.items() if fraction}
+            parts.append(f"{name}={shown}")
+    return ", ".join(parts)

@@ -1,0 +1,21 @@
+"""How much is computed at once: what bounds the memory of intermediate results.
+
+Here, and not where it is used, because what plans memory must know it, too.
+"""
+
+CHUNK_SCORES = 4 << 20
+"""Attention scores computed at once, 8 MB in bfloat16: their weights replace them while they are in
+cache."""
+
+HEAD_ROWS = 128
+"""Positions that go through the LM head at once; on a CPU their logits should stay in its cache
+between the passes over them."""
+
+HEAD_COLUMNS = 1 << 13
+"""Tokens of the vocabulary whose logits are computed at once."""
+
+DEQUANTIZED_AT_ONCE = 1 << 22
+"""Numbers dequantized at once: what is computed on the way takes several times their bytes."""
+
+LEAST_FILLED = 0.8
+"""Sequences share a pool if the shortest needs at least this part of the longest one's capacity."""

@@ -1,0 +1,154 @@
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexgen_helm.errors import BudgetError
+from flexgen_helm.planner.memory import (
+    LEAST_TOKENS,
+    Setup,
+    cache_per_token,
+    fixed_terms,
+    nearest_policy,
+    plan_memory,
+)
+from flexgen_helm.specs.budget import MemoryBudget
+from flexgen_helm.specs.compression import Compression
+from flexgen_helm.specs.model import ModelSpec
+from flexgen_helm.specs.placement import Placement, Tier
+from flexgen_helm.specs.policy import Policy
+
+OPT_1_3B = ModelSpec(
+    num_layers=24,
+    hidden_size=2048,
+    num_heads=32,
+    ffn_size=8192,
+    vocab_size=50272,
+    max_positions=2048,
+    embedding_size=2048,
+)
+LAYER_BYTES = 12 * 2048 * 2048 * 2
+
+
+def setup(label="none", **changes):
+    return Setup(
+        **{
+            "spec": OPT_1_3B,
+            "compression": Compression.parse(label),
+            "dtype_bytes": 2,
+            "unified": True,
+            **changes,
+        }
+    )
+
+
+def test_terms_by_hand():
+    policy = Policy(
+        weights=Placement(disk=1),
+        activations=Placement(device=0.5, disk=0.5),
+        micro_batch_tokens=512,
+        num_micro_batches=4,
+    )
+    terms = fixed_terms(setup(), policy)
+    assert terms["weights"] == {Tier.DEVICE: 0, Tier.HOST: 0, Tier.DISK: 24 * LAYER_BYTES}
+    assert terms["staging buffers"] == {Tier.HOST: 2 * LAYER_BYTES}
+    assert terms["layer in use"] == {Tier.DEVICE: LAYER_BYTES + 4 * 2048 * 2048 * 2}
+    half = 4 * 512 * 2048 * 2 // 2
+    assert terms["activations"] == {Tier.DEVICE: half, Tier.HOST: 0, Tier.DISK: half}
+    assert terms["embeddings, norms and biases"] == {Tier.DEVICE: OPT_1_3B.num_other_parameters * 2}
+    # 20 rows of the hidden size for each of the 512, and scores.
+    assert terms["micro-batch"] == {Tier.DEVICE: 512 * 20 * 2048 * 2 + 3 * 2 * 4 * 2**20}
+
+
+def test_what_is_on_the_device_needs_no_staging():
+    terms = fixed_terms(setup(), Policy())
+    assert terms["staging buffers"] == {Tier.HOST: 0}
+    assert terms["layer in use"] == {Tier.DEVICE: 0}
+
+
+def test_compressed_layers_are_dequantized_one_at_a_time():
+    terms = fixed_terms(setup("w4"), Policy())
+    stored = OPT_1_3B.linear_weight_bytes(Compression(weight_bits=4), dtype_bytes=2)
+    assert terms["weights"][Tier.DEVICE] == stored
+    assert terms["layer in use"] == {Tier.DEVICE: LAYER_BYTES + 11 * 2**22}
+
+
+def test_a_cached_token_by_hand():
+    token = 2 * 24 * 2048 * 2 / 0.8
+    assert cache_per_token(setup(), Policy())[Tier.DEVICE] == token
+    on_disk = cache_per_token(setup(), Policy(cache=Placement(disk=1)))
+    assert on_disk[Tier.DISK] == token
+    assert on_disk[Tier.HOST] == pytest.approx(token * 4 / 24)
+    assert on_disk[Tier.DEVICE] == 0
+
+
+def test_what_does_not_fit_is_refused_with_what_does():
+    budget = MemoryBudget(device="1GB")
+    with pytest.raises(BudgetError) as refused:
+        plan_memory(setup(), Policy(), budget)
+    message = str(refused.value)
+    assert "device and host memory of 1 GB is" in message
+    assert "weights 2.42 GB" in message
+    assert "this fits: micro_batch_tokens=" in message
+    assert "weights={'disk': 1.0}" in message
+    nearest = nearest_policy(setup(), Policy(), budget)
+    assert plan_memory(setup(), nearest, budget).cache_tokens >= LEAST_TOKENS
+
+
+def test_what_cannot_fit_is_refused_without():
+    with pytest.raises(BudgetError, match="no policy of this model fits"):
+        plan_memory(setup(), Policy(), MemoryBudget(device="100MB"))
+    assert nearest_policy(setup(), Policy(), MemoryBudget(device="100MB")) is None
+
+
+def test_without_a_limit_nothing_is_moved():
+    assert nearest_policy(setup(), Policy(), MemoryBudget()) == Policy()
+    assert plan_memory(setup(), Policy(), MemoryBudget()).cache_tokens is None
+
+
+def test_a_device_of_its_own_has_a_limit_of_its_own():
+    policy = Policy(weights=Placement(host=1))
+    budget = MemoryBudget(device="1GB", host="3GB")
+    assert plan_memory(setup(unified=False), policy, budget).cache_tokens
+    with pytest.raises(BudgetError, match="host memory of 1 GB"):
+        plan_memory(setup(unified=False), policy, MemoryBudget(device="1GB", host="1GB"))
+
+
+@given(
+    device=st.integers(10**8, 10**10),
+    label=st.sampled_from(["none", "w4", "w4-kv4"]),
+    disk=st.one_of(st.none(), st.integers(10**9, 10**11)),
+)
+def test_a_plan_never_takes_more_than_is_allowed(device, label, disk):
+    budget = MemoryBudget(device=device, disk=disk)
+    policy = nearest_policy(setup(label), Policy(), budget)
+    if policy is None:
+        return
+    plan = plan_memory(setup(label), policy, budget)
+    for tiers, allowed in (((Tier.DEVICE, Tier.HOST), device), ((Tier.DISK,), disk)):
+        taken = sum(term.get(tier, 0) for term in plan.fixed.values() for tier in tiers)
+        taken += plan.cache_tokens * sum(plan.per_token[tier] for tier in tiers)
+        assert allowed is None or taken <= allowed
+
+
+@given(st.integers(10**8, 10**10), st.integers(10**8, 10**10))
+def test_more_memory_is_never_worse(one, other):
+    less, more = (
+        nearest_policy(setup(), Policy(), MemoryBudget(device=size))
+        for size in sorted((one, other))
+    )
+    if less is not None:
+        assert more is not None
+        assert more.weights.disk <= less.weights.disk or more.cache.disk < less.cache.disk
+
+
+def test_policies_are_otherwise_as_they_were():
+    policy = Policy(overlap=False, attention="host", micro_batch_size=7)
+    nearest = nearest_policy(setup(), policy, MemoryBudget(device="1GB"))
+    changed = {
+        field.name
+        for field in dataclasses.fields(Policy)
+        if getattr(nearest, field.name) != getattr(policy, field.name)
+    }
+    assert changed <= {"micro_batch_tokens", "weights", "cache", "activations"}
