@@ -20,6 +20,7 @@ from flexgen_helm.adapter.convert import (
     to_request_result,
 )
 from flexgen_helm.adapter.engines import ENGINES
+from flexgen_helm.adapter.limits import default_budget, default_offload_dir
 from flexgen_helm.adapter.preparation import Answers, Deployed, prepare
 from flexgen_helm.adapter.prompts import encode_prompt
 from flexgen_helm.adapter.responses import Response
@@ -73,8 +74,8 @@ class FlexGenClient(CachingClient):
                 dtype=dtype,
                 device=device,
                 policy=None if policy is None else Policy.from_settings(policy),
-                budget=MemoryBudget.from_settings(budget or {}),
-                offload_dir=offload_dir,
+                budget=(default_budget() if budget is None else MemoryBudget.from_settings(budget)),
+                offload_dir=offload_dir or default_offload_dir(),
                 backend=backend,
             )
         )

@@ -12,6 +12,7 @@ import yaml
 
 from flexgen_helm.adapter.engine_process import ENGINE_PROCESS, RUNNER, wants_engine
 from flexgen_helm.adapter.garbage import rare_collections
+from flexgen_helm.adapter.limits import MEMORY_VARIABLES, set_limits
 from flexgen_helm.errors import FlexGenError
 
 RUNNER_FLAG = "--runner-class-name"
@@ -23,7 +24,8 @@ def add_run_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParse
     """Add the command to the parsers of `flexgen-helm`."""
     parser = subparsers.add_parser(
         "run",
-        help="run HELM benchmarks: helm-run with our runner; takes all of its arguments",
+        help="run HELM benchmarks: helm-run with our runner; takes all of its arguments, and"
+        " --device-memory, --host-memory, --disk-memory and --offload-dir",
         add_help=False,
         prefix_chars=NO_PREFIX,
     )
@@ -33,12 +35,24 @@ def add_run_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParse
 
 def run_run(args: argparse.Namespace) -> int:
     """Carry out the command; 1 if runs failed."""
-    command = helm_command(args.helm_arguments)
+    limits, helm_arguments = limit_parser().parse_known_args(args.helm_arguments)
+    sizes = {tier: getattr(limits, f"{tier}_memory") for tier in MEMORY_VARIABLES}
+    set_limits(sizes, limits.offload_dir)
+    command = helm_command(helm_arguments)
     print(f"Equivalent to: {shlex.join(command)}", flush=True)
     if wants_engine(command):
         ENGINE_PROCESS.start()  # it imports torch while this process imports HELM
     with rare_collections(), _arguments(command), fast_yaml():
         return _helm_run()
+
+
+def limit_parser() -> argparse.ArgumentParser:
+    """Return the parser of the arguments that are ours; `helm-run` gets the rest."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for tier in MEMORY_VARIABLES:
+        parser.add_argument(f"--{tier}-memory", metavar="SIZE")
+    parser.add_argument("--offload-dir", metavar="DIR")
+    return parser
 
 
 def _helm_run() -> int:

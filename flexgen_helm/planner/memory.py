@@ -62,6 +62,11 @@ class MemoryPlan:
     cache_tokens: int | None
     """Tokens there is room for; `None` without a limit."""
 
+    @property
+    def weights_on_disk(self) -> int:
+        """Bytes of weights that are read from disk."""
+        return int(self.fixed["weights"].get(Tier.DISK, 0))
+
 
 def plan_memory(setup: Setup, policy: Policy, budget: MemoryBudget) -> MemoryPlan:
     """Work out what a policy takes, and what a budget leaves for the KV cache.
@@ -193,10 +198,10 @@ def _matrix_bytes(setup: Setup) -> dict[str, int]:
 
 def _layer_in_use(setup: Setup, policy: Policy, read: int) -> int:
     """A layer as it is computed with, unless it is stored that way."""
-    matrices = setup.spec.linear_shapes.values()
     if setup.compression.weight_bits is not None:
-        numbers = sum(rows * row_len for rows, row_len in matrices)
-        return numbers * setup.dtype_bytes + DEQUANTIZED_AT_ONCE * DEQUANTIZING_BYTES
+        numbers = [rows * row_len for rows, row_len in setup.spec.linear_shapes.values()]
+        at_once = min(DEQUANTIZED_AT_ONCE, max(numbers))
+        return sum(numbers) * setup.dtype_bytes + at_once * DEQUANTIZING_BYTES
     # The matrices read, in the order of the processor's kernels, and one that is being put there.
     return read + max(_matrix_bytes(setup).values()) if policy.weights.disk else 0
 

@@ -27,7 +27,7 @@ from flexgen_helm.runtime.progress import OnProgress, Progress, progress_reporte
 from flexgen_helm.runtime.tokenizer import checkpoint_tokenizer
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.compression import Compression
-from flexgen_helm.specs.placement import ON_DEVICE
+from flexgen_helm.specs.placement import ON_DEVICE, Tier
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
 
@@ -142,7 +142,11 @@ class Engine:
             weight_bytes=weights.num_bytes,
             linear_weight_bytes=weights.linear_bytes,
         )
-        spill = Spill(offload, overlap=policy.overlap) if policy.spills else None
+        spill = None
+        if policy.spills:
+            allowed = budget.on(Tier.DISK)
+            limit = None if allowed is None else allowed - plan.weights_on_disk
+            spill = Spill(offload, overlap=policy.overlap, limit_bytes=limit)
         on_device = policy.cache == ON_DEVICE
         loaded = Model(
             spec=spec,

@@ -240,8 +240,10 @@ class BlockExecutor:
                     finished.append(member.job)
         self._pools = repack(pools, self._policy.micro_batch_size)
         peak = peak_memory_bytes(self._model.device)
+        on_disk = self._model.spill.peak_bytes if self._model.spill else 0
         for job in {job.index: job for job in finished}.values():
-            on_result(job.index, job.result(peak_memory_bytes=peak))
+            result = job.result(peak_memory_bytes=peak, peak_disk_bytes=on_disk)
+            on_result(job.index, result)
 
 
 def _cache_limit(model: Model, policy: Policy, cache_tokens: int | None) -> int:

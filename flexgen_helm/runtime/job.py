@@ -60,7 +60,7 @@ class Job:
         """Note what a finished sequence had in the KV cache, its share of what it shared."""
         self._cached_tokens += num_tokens
 
-    def result(self, *, peak_memory_bytes: int) -> GenerationResult:
+    def result(self, *, peak_memory_bytes: int, peak_disk_bytes: int = 0) -> GenerationResult:
         """Return the result of a finished job."""
         cached_tokens = round(self._cached_tokens)
         return GenerationResult(
@@ -80,5 +80,6 @@ class Job:
                 cache_bytes=cached_tokens * self._cache_bytes_per_token,
                 cached_tokens=cached_tokens,
                 peak_memory_bytes=peak_memory_bytes,
+                peak_disk_bytes=peak_disk_bytes,
             ),
         )

@@ -155,6 +155,9 @@ class RequestStatistics:
     peak_memory_bytes: int
     """Largest memory use of the process (on CUDA: of the device) seen until it finished."""
 
+    peak_disk_bytes: int = 0
+    """Most bytes that KV cache and activations took on disk until it finished."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationResult:

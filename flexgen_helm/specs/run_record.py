@@ -63,6 +63,9 @@ class RunRecord:
     peak_memory_bytes: int
     """Largest memory use seen while the run's requests were computed."""
 
+    peak_disk_bytes: int = 0
+    """Most bytes that KV cache and activations took on disk meanwhile."""
+
     @classmethod
     def summarise(
         cls, engine: EngineDescription, statistics: Sequence[RequestStatistics]
@@ -88,6 +91,7 @@ class RunRecord:
             cache_bytes=sum(s.cache_bytes for s in statistics),
             cached_tokens=sum(s.cached_tokens for s in statistics),
             peak_memory_bytes=max(s.peak_memory_bytes for s in statistics),
+            peak_disk_bytes=max(s.peak_disk_bytes for s in statistics),
         )
 
     @property

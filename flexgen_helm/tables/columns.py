@@ -91,6 +91,7 @@ EFFICIENCY = (
     Column("cached_tokens", "Int64", "tokens", "flexgen_run.cached_tokens"),
     Column("cache_bytes_per_token", "float64", "bytes/token", "flexgen_run.cache_bytes_per_token"),
     Column("peak_memory_bytes", "Int64", "bytes", "flexgen_run.peak_memory_bytes"),
+    Column("peak_disk_bytes", "Int64", "bytes", "flexgen_run.peak_disk_bytes"),
 )
 """One row per run: what it cost. `unique_ratio` is computed over requested prompt tokens: what
 several requests share is computed once. Rows are those of matrix products: `padding_rows` hold no

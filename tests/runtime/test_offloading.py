@@ -4,7 +4,15 @@ from itertools import product
 
 import pytest
 
-from flexgen_helm import Compression, Engine, GenerationRequest, Policy, SamplingParams
+from flexgen_helm import (
+    Compression,
+    Engine,
+    GenerationRequest,
+    MemoryBudget,
+    Policy,
+    SamplingParams,
+)
+from flexgen_helm.errors import BudgetError
 from flexgen_helm.specs.placement import Placement
 
 PLACEMENTS = {
@@ -128,3 +136,58 @@ def test_the_store_is_made_once(checkpoint, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in store.iterdir()} == times
     run(checkpoint, "w4-kv4", policy, offload_dir=tmp_path)
     assert [*tmp_path.iterdir()] == [store], "how the cache is stored does not change the weights"
+
+
+def test_a_budget_moves_to_disk_what_does_not_fit(checkpoint, label, expected, tmp_path):
+    budget = MemoryBudget(device="150MB", disk="1GB")
+    with Engine.from_pretrained(
+        checkpoint,
+        compression=Compression.parse(label),
+        dtype="float32",
+        budget=budget,
+        offload_dir=tmp_path,
+    ) as engine:
+        assert engine.plan.cache_tokens >= 1024
+        assert engine.policy.micro_batch_tokens < 2048
+        assert_equal(engine.generate(requests()), expected)
+
+
+def test_a_policy_beyond_the_budget_is_refused_before_anything_is_loaded(checkpoint, tmp_path):
+    with pytest.raises(BudgetError, match="this fits: micro_batch_tokens=64"):
+        Engine.from_pretrained(
+            checkpoint,
+            dtype="float32",
+            policy=Policy(micro_batch_tokens=1 << 20),
+            budget=MemoryBudget(device="140MB"),
+            offload_dir=tmp_path,
+        )
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_request_beyond_the_budget_is_refused_before_anything_is_computed(checkpoint):
+    policy, finished = Policy(micro_batch_tokens=64, num_micro_batches=1), []
+    with Engine.from_pretrained(checkpoint, dtype="float32", policy=policy) as engine:
+        fixed = sum(sum(term.values()) for term in engine.plan.fixed.values())
+        per_token = sum(engine.plan.per_token.values())
+    budget = MemoryBudget(device=int(fixed + 100.5 * per_token))
+    with Engine.from_pretrained(
+        checkpoint, dtype="float32", policy=policy, budget=budget
+    ) as engine:
+        assert engine.plan.cache_tokens == 100
+        small, large = (
+            GenerationRequest(
+                prompt_token_ids=[2, *range(10, 10 + size)], sampling=SamplingParams(max_tokens=20)
+            )
+            for size in (80, 81)
+        )
+        assert engine.generate([small, small])
+        with pytest.raises(BudgetError, match="needs 101 tokens in the KV cache.* room for 100"):
+            engine.generate([small, large], on_result=lambda *known: finished.append(known))
+        assert not finished
+
+
+def test_the_peak_on_disk_is_reported(checkpoint, tmp_path):
+    [*_, last] = run(checkpoint, "none", Policy(cache=Placement(disk=1)), offload_dir=tmp_path)
+    assert last.statistics.peak_disk_bytes > last.statistics.cache_bytes > 0
+    [*_, last] = run(checkpoint, "none", Policy())
+    assert last.statistics.peak_disk_bytes == 0

@@ -131,6 +131,7 @@ def test_a_recorded_run_has_all_costs(make_run, record):
         "cached_tokens": 50,
         "cache_bytes_per_token": 16.0,
         "peak_memory_bytes": 9000,
+        "peak_disk_bytes": 700,
     }
     assert {name: row[name] for name in expected} == expected
 
