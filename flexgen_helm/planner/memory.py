@@ -228,12 +228,11 @@ def _candidates(policy: Policy) -> Iterator[Policy]:
         (on_disk, on_disk),
     ):
         for moved in range(11):
-            kept = 1 - moved / 10
-            weights = Placement(
-                device=policy.weights.device * kept,
-                host=policy.weights.host * kept,
-                disk=1 - (policy.weights.device + policy.weights.host) * kept,
+            device, host = (
+                round(fraction * (10 - moved) / 10, 6)
+                for fraction in (policy.weights.device, policy.weights.host)
             )
+            weights = Placement(device=device, host=host, disk=round(1 - device - host, 6))
             tokens = policy.micro_batch_tokens
             while tokens >= min(64, policy.micro_batch_tokens):
                 yield replace(
