@@ -117,8 +117,10 @@ class DiskRoom:
         _copy(self._prefill(length), start, source, slots, length)
 
     def end_prefill(self) -> None:
-        if self._region is not None or self._prefilled is None:
+        if self._region is not None:
             return
+        self._prefill(0)  # where sequences have no prompt of their own, nothing has been written
+        assert self._prefilled is not None
         one_each = tensors_of(
             self._format.compress(
                 torch.zeros(

@@ -122,6 +122,22 @@ def test_results_do_not_depend_on_where_anything_is(
     assert_equal(run(checkpoint, label, policy, offload_dir=offload_dir), expected)
 
 
+def test_sequences_need_no_prompt_of_their_own(checkpoint, tmp_path):
+    """Completions of one prompt share all of it: each begins with an empty cache of its own."""
+    request = GenerationRequest(
+        prompt_token_ids=[2, *range(10, 150)],
+        sampling=SamplingParams(max_tokens=90, num_completions=40, temperature=1.0),
+    )
+    completions = []
+    for policy in (Policy(), Policy(cache=Placement(disk=1))):
+        with Engine.from_pretrained(
+            checkpoint, dtype="float32", policy=policy, offload_dir=tmp_path
+        ) as engine:
+            [result] = engine.generate([request])
+            completions.append([completion.token_ids for completion in result.completions])
+    assert completions[0] == completions[1]
+
+
 def test_no_spill_is_left_behind(checkpoint, tmp_path):
     run(checkpoint, "none", Policy(cache=Placement(disk=1)), offload_dir=tmp_path)
     assert not [*tmp_path.iterdir()]
