@@ -129,7 +129,6 @@ class _InMemory:
 
 class _OnDisk:
     def __init__(self, tensors: Sequence[Tensor], spill: Spill) -> None:
-        self._spill = spill
         self._region = spill.region(RecordLayout.of(tensors).num_bytes)
         self._region.append_copy(tensors)
 
@@ -141,10 +140,8 @@ class _OnDisk:
         self._region.begin_read()
 
     def read(self) -> Sequence[Tensor]:
-        buffer, [tensors] = self._region.read()
-        copies = [tensor.clone() for tensor in tensors]
-        self._spill.buffers.give(buffer)
-        return copies
+        with self._region.read() as [tensors]:
+            return [tensor.clone() for tensor in tensors]
 
 
 class CachePool:

@@ -140,15 +140,12 @@ class DiskRoom:
     @contextmanager
     def read(self) -> Iterator[Rows]:
         assert self._region is not None, "what is being prefilled is not read"
-        buffer, (first, *later) = self._region.read()
-        try:
+        with self._region.read() as (first, *later):
             rows = self._format.rows(first)
             for cells, record in zip(self._later, later, strict=True):
                 for tensor, part in zip(tensors_of(rows), record, strict=True):
                     cells.store(part.view(len(part), *tensor.shape[2:]), tensor)
             yield rows
-        finally:
-            self._spill.buffers.give(buffer)
 
     def _prefill(self, end: int) -> Rows:
         """Return what is in memory until prefill ends, to be written up to a position."""

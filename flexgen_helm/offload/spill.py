@@ -9,8 +9,9 @@ from __future__ import annotations
 import bisect
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -239,8 +240,9 @@ class SpillRegion:
         if self._spill.overlap and self._ahead is None:
             self._ahead = self._begin()
 
-    def read(self) -> tuple[Tensor, list[list[Tensor]]]:
-        """Return all there is: a buffer, to be given back, and in it the tensors by record.
+    @contextmanager
+    def read(self) -> Iterator[list[list[Tensor]]]:
+        """Lend all there is, the tensors by record; their memory is used again afterwards.
 
         Raises:
             StoreError: the disk cannot be used.
@@ -251,7 +253,10 @@ class SpillRegion:
         for layout in self._layouts:
             records.append(layout.views(buffer[start : start + layout.num_bytes]))
             start += layout.num_bytes
-        return buffer, records
+        try:
+            yield records
+        finally:
+            self._spill.buffers.give(buffer)
 
     def _begin(self) -> tuple[Tensor, list[Future[None]]]:
         self._wait(self._writes)

@@ -67,10 +67,8 @@ class Activations:
         kept = self._kept.pop(micro_batch)
         parts = [rows.to(self._device) for rows in kept.in_memory]
         if kept.on_disk is not None:
-            assert self._spill is not None
-            buffer, [[rows]] = kept.on_disk.read()
-            parts.append(rows.to(self._device, copy=True))
-            self._spill.buffers.give(buffer)
+            with kept.on_disk.read() as [[rows]]:
+                parts.append(rows.to(self._device, copy=True))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _parts(self, hidden: Tensor) -> Iterator[tuple[Tier, Tensor]]:

@@ -27,11 +27,9 @@ def tensors(seed, sizes):
     ]
 
 
-def contents(spill, region):
-    buffer, records = region.read()
-    copies = [[tensor.clone() for tensor in record] for record in records]
-    spill.buffers.give(buffer)
-    return copies
+def contents(region):
+    with region.read() as records:
+        return [[tensor.clone() for tensor in record] for record in records]
 
 
 def assert_equal(records, expected):
@@ -53,16 +51,16 @@ def test_regions_hold_what_was_appended_whatever_came_and_went(spill, steps):
     regions, written = {}, {}
     for seed, (which, sizes) in enumerate(steps):
         if len(written.get(which, [])) == 3:
-            assert_equal(contents(spill, regions.pop(which)), written.pop(which))
+            assert_equal(contents(regions.pop(which)), written.pop(which))
         if which not in regions:
             regions[which], written[which] = spill.region(200_000), []
         record = tensors(seed, sizes)
         regions[which].append_copy(record)
         written[which].append(record)
         regions[which].begin_read()
-        assert_equal(contents(spill, regions[which]), written[which])
+        assert_equal(contents(regions[which]), written[which])
     for which, records in written.items():
-        assert_equal(contents(spill, regions[which]), records)
+        assert_equal(contents(regions[which]), records)
 
 
 def test_what_is_let_go_of_is_used_again(spill):
@@ -96,7 +94,7 @@ def test_an_error_of_the_disk_says_what_to_do(spill, monkeypatch):
 
     def write_and_wait():
         region.append_copy([torch.zeros(4)])
-        region.read()
+        contents(region)
 
     with pytest.raises(StoreError, match="No space left on device.*free space there"):
         write_and_wait()
