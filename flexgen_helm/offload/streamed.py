@@ -11,7 +11,7 @@ from flexgen_helm.offload.disk import DiskReader, aligned_buffer
 from flexgen_helm.offload.part_file import PartFile, Region
 from flexgen_helm.offload.reading import DiskPart, Reading
 from flexgen_helm.offload.store import WeightStore, tensor_of
-from flexgen_helm.offload.weights import Part, StoredTensor, decompress
+from flexgen_helm.offload.weights import Decompressor, Part, StoredTensor
 from flexgen_helm.specs.placement import Tier
 
 Placed = Mapping[str, Mapping[str, Tier]]
@@ -47,7 +47,7 @@ class StreamedWeights:
         overlap: bool = True,
     ) -> None:
         self._store = store
-        self._dtype = dtype
+        self._decompressor = Decompressor(dtype)
         self._device = device
         self._lay_out = lay_out
         self._overlap = overlap
@@ -78,7 +78,7 @@ class StreamedWeights:
         tensors = dict(self._resident[part])
         if part in self._streamed:
             tensors |= self._assemble(self._read(part))
-        return {name: decompress(self._moved(x), self._dtype) for name, x in tensors.items()}
+        return self._decompressor.decompress({n: self._moved(x) for n, x in tensors.items()})
 
     def close(self) -> None:
         """Let reads that are under way end, and give back the memory."""

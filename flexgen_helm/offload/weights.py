@@ -58,7 +58,7 @@ class ResidentWeights:
 
     def __init__(self, parts: Mapping[str, Mapping[str, StoredTensor]], dtype: torch.dtype) -> None:
         self._parts = parts
-        self._dtype = dtype
+        self._decompressor = Decompressor(dtype)
 
     @property
     def num_bytes(self) -> int:
@@ -75,15 +75,38 @@ class ResidentWeights:
         )
 
     def fetch(self, part: str) -> Part:
-        return {name: decompress(x, self._dtype) for name, x in self._parts[part].items()}
+        return self._decompressor.decompress(self._parts[part])
 
     def close(self) -> None:
         self._parts = {}
 
 
-def decompress(tensor: StoredTensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor in the compute dtype."""
-    return tensor if isinstance(tensor, Tensor) else dequantize(tensor, dtype)
+class Decompressor:
+    """Dequantizes the matrices of one part at a time, those of all parts into the same memory.
+
+    Memory that is fresh from the system has to be provided and zeroed first, which takes a CPU as
+    long as dequantizing does.
+
+    Args:
+        dtype: of the results.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._buffers: dict[str, Tensor] = {}
+
+    def decompress(self, part: Mapping[str, StoredTensor]) -> Part:
+        """Return a part in the compute dtype; what was returned before is not valid any more."""
+        return {name: self._plain(name, tensor) for name, tensor in part.items()}
+
+    def _plain(self, name: str, tensor: StoredTensor) -> Tensor:
+        if isinstance(tensor, Tensor):
+            return tensor
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) != tensor.num_padded:
+            buffer = tensor.codes.new_empty(tensor.num_padded, dtype=self._dtype)
+            self._buffers[name] = buffer
+        return dequantize(tensor, self._dtype, buffer)
 
 
 def stored_bytes(tensor: StoredTensor) -> int:

@@ -26,18 +26,23 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return torch.cat(planes, dim=-1) if len(planes) > 1 else planes[0]
 
 
-def unpack(packed: Tensor, bits: int, group_size: int) -> Tensor:
-    """Undo `pack`: [..., group_size * bits / 8] -> [..., group_size] (uint8)."""
+def unpack(packed: Tensor, bits: int, group_size: int, dtype: torch.dtype) -> Tensor:
+    """Undo `pack`: bytes [..., group_size * bits / 8] -> codes [..., group_size], in a dtype."""
     if PLANES[bits] == (8,):
-        return packed
-    codes = packed.new_zeros(*packed.shape[:-1], group_size)
+        return packed.to(dtype)
+    codes = torch.empty(*packed.shape[:-1], group_size, dtype=dtype, device=packed.device)
     start, shift = 0, 0
     for width in PLANES[bits]:
         num_bytes = group_size * width // 8
         plane = packed[..., start : start + num_bytes]
-        for part in range(8 // width):
+        for part, target in enumerate(codes.split(num_bytes, dim=-1)):
+            # Bits first, for all groups in one run: where the parts belong they are too short to
+            # be vectorized.
             values = (plane >> (part * width)) & (2**width - 1)
-            codes[..., part * num_bytes : (part + 1) * num_bytes] |= values << shift
+            if shift:
+                target += values << shift
+            else:
+                target.copy_(values)
         start += num_bytes
         shift += width
     return codes

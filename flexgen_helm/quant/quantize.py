@@ -45,6 +45,11 @@ class QuantizedTensor:
         """Bytes of what is stored."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
+    @property
+    def num_padded(self) -> int:
+        """Numbers it has, with the padding of the last groups."""
+        return self.scale.numel() * self.group_size
+
     def map(self, function: Callable[[Tensor], Tensor]) -> QuantizedTensor:
         """Apply a function that keeps the last two dimensions (a slice, a copy) to all tensors."""
         return replace(
@@ -84,29 +89,38 @@ def quantize(values: Tensor, *, bits: int, group_size: int) -> QuantizedTensor:
     )
 
 
-def dequantize(quantized: QuantizedTensor, dtype: torch.dtype) -> Tensor:
+def dequantize(
+    quantized: QuantizedTensor, dtype: torch.dtype, buffer: Tensor | None = None
+) -> Tensor:
     """Return the [..., row_len] numbers the codes stand for, in `dtype`.
 
     A part of them at a time, as what is computed on the way takes several times their bytes.
+
+    Args:
+        quantized: the codes.
+        dtype: of the result.
+        buffer: [`num_padded`] numbers of this dtype whose memory the result may have.
     """
     num_groups, lead = quantized.codes.shape[-2], quantized.codes.shape[:-2]
+    if buffer is None:
+        buffer = quantized.codes.new_empty(quantized.num_padded, dtype=dtype)
+    values = buffer.view(-1, num_groups * quantized.group_size)
     rows = quantized.map(lambda x: x.reshape(-1, num_groups, x.shape[-1]))
-    step = max(1, DEQUANTIZED_AT_ONCE // quantized.row_len)
-    if len(rows.codes) <= step:
-        return _dequantize(quantized, dtype)
-    values = rows.codes.new_empty(len(rows.codes), quantized.row_len, dtype=dtype)
+    step = max(1, DEQUANTIZED_AT_ONCE // values.shape[1])
     for start in range(0, len(values), step):
         chunk = slice(start, start + step)
-        values[chunk] = _dequantize(rows.map(lambda x: x[chunk]), dtype)  # noqa: B023
-    return values.view(*lead, quantized.row_len)
+        _dequantize(rows.map(lambda x: x[chunk]), out=values[chunk])  # noqa: B023
+    return values[:, : quantized.row_len].reshape(*lead, quantized.row_len)
 
 
-def _dequantize(quantized: QuantizedTensor, dtype: torch.dtype) -> Tensor:
-    codes = unpack(quantized.codes, quantized.bits, quantized.group_size)
+def _dequantize(rows: QuantizedTensor, out: Tensor) -> None:
+    """Dequantize all rows, with the padding of their last groups, into [rows, numbers]."""
     # In float32, because a 16-bit product of code and scale would add an error of its own that
-    # with 8-bit codes is as large as half a step.
-    values = torch.addcmul(quantized.zero.float(), codes.float(), quantized.scale.float())
-    return values.flatten(-2)[..., : quantized.row_len].to(dtype)
+    # with 8-bit codes is as large as half a step. In two steps, because a product with a sum is
+    # not vectorized where a group has one scale and one zero.
+    values = unpack(rows.codes, rows.bits, rows.group_size, torch.float32)
+    values *= rows.scale.float()
+    torch.add(values, rows.zero.float(), out=out.view(values.shape))
 
 
 def _split_into_groups(values: Tensor, group_size: int) -> Tensor:

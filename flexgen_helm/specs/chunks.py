@@ -14,8 +14,9 @@ between the passes over them."""
 HEAD_COLUMNS = 1 << 13
 """Tokens of the vocabulary whose logits are computed at once."""
 
-DEQUANTIZED_AT_ONCE = 1 << 22
-"""Numbers dequantized at once: what is computed on the way takes several times their bytes."""
+DEQUANTIZED_AT_ONCE = 1 << 20
+"""Numbers dequantized at once: what is computed on the way takes several times their bytes, and
+should stay in the CPU's cache."""
 
 LEAST_FILLED = 0.8
 """Sequences share a pool if the shortest needs at least this part of the longest one's capacity."""

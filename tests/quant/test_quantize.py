@@ -69,3 +69,11 @@ def test_unrepresentable_values_stay_visible_in_their_group_only(broken):
 def test_four_bits_take_less_than_a_third_of_sixteen():
     quantized = quantize(torch.randn(128, 256), bits=4, group_size=64)
     assert quantized.num_bytes / (128 * 256 * 2) <= 0.30
+
+
+@given(values=rows, **bits_and_group)
+def test_a_buffer_does_not_change_what_comes_out(values, bits, group_size):
+    quantized = quantize(torch.from_numpy(values), bits=bits, group_size=group_size)
+    buffer = torch.full((quantized.num_padded,), math.nan)
+    back = dequantize(quantized, torch.float32, buffer)
+    assert torch.equal(back, dequantize(quantized, torch.float32))
