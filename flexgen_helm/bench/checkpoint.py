@@ -52,6 +52,14 @@ SHAPES = {
             init_std=0.04,
         ),
         Shape(
+            name="opt-1.3b",
+            hidden_size=2048,
+            num_hidden_layers=24,
+            num_attention_heads=32,
+            ffn_dim=8192,
+            init_std=0.02,
+        ),
+        Shape(
             name="tiny",
             hidden_size=32,
             num_hidden_layers=2,
@@ -64,34 +72,36 @@ SHAPES = {
 """`tiny` is for trying a command out: its figures say nothing about models."""
 
 
-def random_checkpoint(shape: Shape, *, tokenizer: Path, parent: Path) -> Path:
+def random_checkpoint(
+    shape: Shape, *, tokenizer: Path, parent: Path, dtype: str = "float16"
+) -> Path:
     """Return the directory of such a checkpoint in `parent`, written unless it is there.
 
     Args:
         shape: sizes of the model.
         tokenizer: directory of OPT's tokenizer files, which are copied.
         parent: where checkpoints are kept.
+        dtype: of the weights; OPT was published in float16.
     """
-    directory = parent / f"random-{shape.name}-std{shape.init_std}-seed{SEED}"
+    directory = parent / f"random-{shape.name}-std{shape.init_std}-seed{SEED}-{dtype}"
     if not directory.is_dir():
         temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
         try:
-            _write(shape, tokenizer=tokenizer, directory=temporary)
+            _write(shape, tokenizer=tokenizer, directory=temporary, dtype=dtype)
             temporary.rename(directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return directory
 
 
-def _write(shape: Shape, *, tokenizer: Path, directory: Path) -> None:
+def _write(shape: Shape, *, tokenizer: Path, directory: Path, dtype: str) -> None:
     directory.mkdir(parents=True)
     for file in tokenizer.iterdir():
         shutil.copyfile(file, directory / file.name)
-    _random_model(shape).save_pretrained(directory)
+    _random_model(shape, dtype).save_pretrained(directory)
 
 
-def _random_model(shape: Shape) -> OPTForCausalLM:
-    """Make the model in float16, in which OPT was published."""
+def _random_model(shape: Shape, dtype: str) -> OPTForCausalLM:
     import torch
     from transformers import OPTConfig, OPTForCausalLM
 
@@ -111,4 +121,4 @@ def _random_model(shape: Shape) -> OPTForCausalLM:
     with torch.no_grad():
         # With a zero embedding the end token's logit is 0, so that completions rarely end early.
         model.get_output_embeddings().weight[config.eos_token_id] = 0
-    return model.half()
+    return model.to(getattr(torch, dtype))

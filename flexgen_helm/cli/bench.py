@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING
 
 from flexgen_helm.bench.checkpoint import SHAPES, random_checkpoint
 from flexgen_helm.bench.clients import PEERS, peer_client
+from flexgen_helm.bench.offload import STAGES
 from flexgen_helm.bench.suites import SUITES, TOKENIZER, require_data
+from flexgen_helm.bench.trial import ACCELERATE, TRANSFORMERS, Bench, Workload
+from flexgen_helm.bench.trial import PEERS as PEER_SYSTEMS
 from flexgen_helm.errors import BenchmarkError
+from flexgen_helm.units import parse_bytes
 
 if TYPE_CHECKING:
     from flexgen_helm.bench.helm_run import RunRow
@@ -35,6 +39,7 @@ def add_bench_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
     benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")
     _add_helm_parser(benchmarks)
     _add_tree_parser(benchmarks)
+    _add_offload_parser(benchmarks)
 
 
 def print_report(report: Report, *, as_json: bool) -> None:
@@ -89,6 +94,43 @@ def _add_tree_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentPar
     parser.set_defaults(run=run_bench_tree)
 
 
+def _add_offload_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add_parser(
+        benchmarks,
+        "offload",
+        shape="opt-1.3b",
+        help="all layers on disk: ours beside transformers in memory and accelerate on disk",
+        description="Generate with a checkpoint of random weights whose layers are on disk: ours,"
+        " accelerate's disk offload, and transformers with all weights in memory; and what ours"
+        " reaches of the machine's rates. Takes an hour. Progress is reported on stderr.",
+    )
+    add = parser.add_argument
+    add("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="NAME", help="to run")
+    add("--peers", nargs="+", choices=PEER_SYSTEMS, default=list(PEER_SYSTEMS), metavar="NAME")
+    add("--peer-batches", nargs="+", type=_from(1), default=[4, 8, 16, 32], metavar="N")
+    add(
+        "--prefill-heavy",
+        type=_workload,
+        default="512/32",
+        metavar="P/N",
+        help="prompt tokens and new tokens of a request",
+    )
+    add("--decode-heavy", type=_workload, default="32/128", metavar="P/N", help="likewise")
+    add("--requests", type=_from(1), default=96, metavar="N", help="of ours, prefill-heavy")
+    add("--decode-requests", type=_from(1), default=96, metavar="N", help="of ours, decode-heavy")
+    add(
+        "--memory-limit",
+        type=_size,
+        default="2GB",
+        metavar="SIZE",
+        help="of ours and accelerate, decode-heavy, with the page cache",
+    )
+    add("--micro-batches", nargs="+", type=_from(1), default=[1, 2, 4, 8], metavar="N")
+    add("--micro-batch-size", type=_from(1), default=8, metavar="N")
+    add("--rounds", type=_from(1), default=1, metavar="N", help="times everything is timed")
+    parser.set_defaults(run=run_bench_offload)
+
+
 def _add_parser(
     benchmarks: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
@@ -112,10 +154,13 @@ def _add_parser(
     return parser
 
 
-def _checkpoint(args: argparse.Namespace) -> Path:
+def _checkpoint(args: argparse.Namespace, *, dtype: str = "float16") -> Path:
     """Directory of the random weights that a benchmark computes with."""
     return random_checkpoint(
-        SHAPES[args.shape], tokenizer=args.data / TOKENIZER, parent=args.work_dir.absolute()
+        SHAPES[args.shape],
+        tokenizer=args.data / TOKENIZER,
+        parent=args.work_dir.absolute(),
+        dtype=dtype,
     )
 
 
@@ -136,6 +181,45 @@ def run_bench_tree(args: argparse.Namespace) -> int:
         },
         announce=lambda text: print(text, file=sys.stderr, flush=True),
     )
+    print_report(report, as_json=args.json)
+    return 0
+
+
+def run_bench_offload(args: argparse.Namespace) -> int:
+    """Carry out ``bench offload``."""
+    from flexgen_helm.bench.conditions import machine_conditions, version
+    from flexgen_helm.bench.offload import Plan, Session, run_offload_benchmark
+
+    require_data(args.data, [])
+    if ACCELERATE in args.peers and version(ACCELERATE) is None:
+        raise BenchmarkError(
+            f"{ACCELERATE} is not installed: run pip install 'flexgen_helm[bench]', or leave it out"
+            f" with --peers {TRANSFORMERS}"
+        )
+    plan = Plan(
+        stages=args.stages,
+        peers=args.peers,
+        peer_batches=args.peer_batches,
+        prefill_heavy=args.prefill_heavy,
+        decode_heavy=args.decode_heavy,
+        batch=args.requests,
+        decode_batch=args.decode_requests,
+        memory_limit_bytes=args.memory_limit,
+        micro_batches=args.micro_batches,
+        micro_batch_size=args.micro_batch_size,
+        rounds=args.rounds,
+    )
+    checkpoint = _checkpoint(args, dtype="bfloat16")
+    conditions = {
+        **machine_conditions(datetime.now(timezone.utc)),
+        "accelerate": version(ACCELERATE),
+        "checkpoint": checkpoint.name,
+    }
+    session = Session(
+        Bench(checkpoint=checkpoint, directory=args.work_dir.absolute() / "offload"),
+        lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    report = run_offload_benchmark(plan, session, conditions)
     print_report(report, as_json=args.json)
     return 0
 
@@ -202,3 +286,21 @@ def _from(least: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def _workload(text: str) -> Workload:
+    """Read ``512/32``: prompt tokens and new tokens."""
+    try:
+        workload = Workload(*map(int, text.split("/")))
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers such as 512/32") from error
+    if workload.prompt_len < 1 or workload.new_tokens < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} has fewer than 1 prompt or 2 new tokens")
+    return workload
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: {error}") from error

@@ -1,0 +1,319 @@
+"""`bench offload`: a model whose weights are on disk, by ours and by other software.
+
+1. *machine*: the rates of matrix products and of reading the store, before and after the rest.
+2. *prefill-heavy*: ours, with all layers on disk, beside transformers with all of them in memory
+   and accelerate with all of them on disk, and the page cache to help it.
+3. *decode-heavy*: ours and accelerate, each in a process whose memory, page cache included, is
+   limited; ours has the KV cache on disk, too.
+4. *overlap*: ours with and without reading ahead, in passes that compute as long as they read.
+5. *micro-batches*: ever more of them in a block.
+6. *in memory*: all weights in memory, as plain weights and through what streams them.
+
+The batch size of a peer is the best of several, found in short pilots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any
+
+from flexgen_helm.bench.machine import MachineRow
+from flexgen_helm.bench.report import Cell, Report
+from flexgen_helm.bench.trial import (
+    ACCELERATE,
+    OURS,
+    PEERS,
+    Bench,
+    Trial,
+    TrialRow,
+    Workload,
+    ask,
+    run_trial,
+)
+
+PILOT = "pilot"
+PREFILL_HEAVY, DECODE_HEAVY = "prefill-heavy", "decode-heavy"
+OVERLAP, MICRO_BATCHES, IN_MEMORY = "overlap", "micro-batches", "in memory"
+STAGES = (PREFILL_HEAVY, DECODE_HEAVY, OVERLAP, MICRO_BATCHES, IN_MEMORY)
+
+PILOT_TOKENS = 4
+"""New tokens of a pilot: a first one, and enough others to tell how long one takes."""
+
+SERIAL, OVERLAPPED = "serial", "overlapped"
+PLAIN, THROUGH_STORE = "plain", "through the store"
+
+ON_DISK: Mapping[str, Any] = {"weights": {"disk": 1.0}}
+
+ALMOST_NONE = 1e-6
+"""A fraction on disk that is less than any matrix: the store is used, and all of it is loaded."""
+
+OVERLAP_PROMPT = 64
+"""Prompt tokens of the requests of which passes of any size can be made."""
+
+OVERLAP_PASSES = 6
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is run."""
+
+    stages: Sequence[str]
+    peers: Sequence[str]
+    peer_batches: Sequence[int]
+    """Batch sizes that compete for being a peer's."""
+
+    prefill_heavy: Workload
+    decode_heavy: Workload
+
+    batch: int
+    """Requests of ours in the prefill-heavy stage."""
+
+    decode_batch: int
+    """Requests of ours in the decode-heavy stage."""
+
+    memory_limit_bytes: int
+    """Of both in the decode-heavy stage."""
+
+    micro_batches: Sequence[int]
+    """Numbers of them in a block."""
+
+    micro_batch_size: int
+    rounds: int
+
+    @property
+    def conditions(self) -> dict[str, Cell]:
+        """What to report with the figures."""
+        return {
+            "peers": "; ".join(f"{peer}: {PEERS[peer]}" for peer in self.peers),
+            "peer_batches": f"best of {', '.join(map(str, self.peer_batches))}, chosen by pilots",
+            "rounds": self.rounds,
+            "throughput": "generated tokens over prefill and decode time, without loading",
+            "requests": "random tokens, nothing shared, greedy, all of the same length",
+            "dtype": "bfloat16, no compression",
+            "memory": "peak of the process above what it had before loading",
+        }
+
+
+class Session:
+    """Makes one trial after the other and keeps the rows."""
+
+    def __init__(self, bench: Bench, announce: Announce) -> None:
+        self.bench = bench
+        self.rows: list[TrialRow] = []
+        self._announce = announce
+
+    def run(self, trial: Trial) -> TrialRow:
+        """Make a trial.
+
+        Raises:
+            CommandError: it failed, other than for want of memory.
+        """
+        about = f"{trial.stage}: {trial.system} {trial.setting}".rstrip()
+        self._announce(f"{about}, {trial.batch} requests of {trial.workload.label} tokens ...")
+        row = run_trial(trial, self.bench, number=len(self.rows) + 1)
+        self.rows.append(row)
+        took = "killed for want of memory"
+        if row.tokens_per_s is not None:
+            took = f"{row.tokens_per_s:.2f} token/s in {row.total_s:.1f} s"
+        self._announce(f"{about}: {took}")
+        return row
+
+    def measure_machine(self) -> MachineRow:
+        """Measure rates of the machine.
+
+        Raises:
+            CommandError: this failed.
+        """
+        self._announce("machine: matrix products and disk; the weight store is made if need be")
+        request = {
+            "checkpoint": str(self.bench.checkpoint),
+            "directory": str(self.bench.directory),
+        }
+        answer = ask("flexgen_helm.bench.machine", request, self.bench, name="machine")
+        assert answer is not None, "nothing limits its memory"
+        return MachineRow(**answer)
+
+
+def run_offload_benchmark(plan: Plan, session: Session, conditions: Mapping[str, Cell]) -> Report:
+    """Carry out a plan, and report it with these and the plan's own conditions.
+
+    Raises:
+        CommandError: a process failed, other than for want of memory.
+    """
+    machines = [session.measure_machine()]
+    peers = {
+        stage: [_best_batch(trial, plan, session) for trial in _peer_trials(plan, stage)]
+        for stage in plan.stages
+    }
+    for _ in range(plan.rounds):
+        for stage in plan.stages:
+            for trial in [*_our_trials(plan, stage, machines[0]), *peers[stage]]:
+                if trial is not None:
+                    session.run(trial)
+    machines.append(session.measure_machine())
+    return Report(
+        ratios=ratios(session.rows, machines),
+        conditions={**conditions, **plan.conditions},
+        rows=[*map(asdict, machines), *map(asdict, session.rows)],
+    )
+
+
+def ratios(rows: Sequence[TrialRow], machines: Sequence[MachineRow]) -> dict[str, float]:
+    """Return what the benchmark is about, as far as it was measured.
+
+    Throughputs over those of others, and rates reached over those the machine has, which are the
+    means of before and after.
+    """
+    found: dict[str, float] = {}
+    timed = [row for row in rows if row.stage != PILOT]
+    for stage in (PREFILL_HEAVY, DECODE_HEAVY):
+        for peer in PEERS:
+            found |= _ratio(f"{stage}_over_{peer}", timed, stage, (OURS, ""), (peer, ""))
+    found |= _ratio("overlap_over_serial", timed, OVERLAP, (OURS, OVERLAPPED), (OURS, SERIAL))
+    found |= _ratio("store_over_plain", timed, IN_MEMORY, (OURS, THROUGH_STORE), (OURS, PLAIN))
+    blocks = [row for row in timed if row.stage == MICRO_BATCHES]
+    if blocks:
+        ends = blocks[0].setting, max(blocks, key=lambda row: row.batch).setting
+        first, last = ((OURS, setting) for setting in ends)
+        found |= _ratio("most_over_one_micro_batch", timed, MICRO_BATCHES, last, first)
+        found["largest_memory_over_planned"] = max(
+            round(row.memory_bytes / row.planned_bytes, 3)
+            for row in blocks
+            if row.memory_bytes is not None and row.planned_bytes
+        )
+    return found | _machine_ratios(timed, machines)
+
+
+def _machine_ratios(timed: Sequence[TrialRow], machines: Sequence[MachineRow]) -> dict[str, float]:
+    """Rates reached: of products in prefill, of the disk where a small block is in decode."""
+    gemm = sum(machine.gemm_flop_per_s for machine in machines) / len(machines)
+    disk = sum(machine.disk_bytes_per_s for machine in machines) / len(machines)
+    found = {}
+    for row in timed:
+        prompt_len, new_tokens = map(int, row.workload.split("/"))
+        if row.system != OURS or not row.prefill_s or not row.decode_s:
+            continue
+        if row.stage == PREFILL_HEAVY:
+            flop = 2 * machines[0].linear_parameters * row.batch * prompt_len
+            found["prefill_gemm_over_peak"] = round(flop / row.prefill_s / gemm, 3)
+        if row.stage == MICRO_BATCHES and "decode_disk_over_sequential" not in found:
+            read = machines[0].streamed_bytes * (new_tokens - 1)
+            found["decode_disk_over_sequential"] = round(read / row.decode_s / disk, 3)
+    return found
+
+
+def _ratio(
+    name: str,
+    rows: Sequence[TrialRow],
+    stage: str,
+    ours: tuple[str, str],
+    others: tuple[str, str],
+) -> dict[str, float]:
+    """How many times the throughput of one is that of another, by medians; nothing if unknown."""
+    medians = []
+    for who in (ours, others):
+        rates = [
+            row.tokens_per_s
+            for row in rows
+            if row.stage == stage and (row.system, row.setting) == who and row.tokens_per_s
+        ]
+        if not rates:
+            return {}
+        medians.append(median(rates))
+    return {name: round(medians[0] / medians[1], 3)}
+
+
+def _our_trials(plan: Plan, stage: str, machine: MachineRow) -> Iterator[Trial]:
+    trial = Trial(stage=stage, system=OURS, workload=plan.prefill_heavy, batch=plan.batch)
+    if stage == PREFILL_HEAVY:
+        yield replace(trial, policy=ON_DISK)
+    elif stage == DECODE_HEAVY:
+        yield replace(
+            trial,
+            workload=plan.decode_heavy,
+            batch=plan.decode_batch,
+            policy={**ON_DISK, "cache": {"disk": 1.0}, "micro_batch_tokens": 512},
+            memory_limit_bytes=plan.memory_limit_bytes,
+        )
+    elif stage == OVERLAP:
+        yield from _overlap_trials(trial, machine)
+    elif stage == MICRO_BATCHES:
+        workload = Workload(plan.decode_heavy.prompt_len, 2 * PILOT_TOKENS)
+        for count in plan.micro_batches:
+            shape = {"micro_batch_size": plan.micro_batch_size, "num_micro_batches": count}
+            tokens = plan.micro_batch_size * workload.prompt_len
+            yield replace(
+                trial,
+                setting=f"{count} x {plan.micro_batch_size}",
+                workload=workload,
+                batch=count * plan.micro_batch_size,
+                policy={**ON_DISK, **shape, "micro_batch_tokens": tokens},
+            )
+    else:
+        workload = Workload(plan.decode_heavy.prompt_len, 2 * PILOT_TOKENS)
+        hardly = {"weights": {"device": 1 - ALMOST_NONE, "disk": ALMOST_NONE}}
+        for setting, policy in ((PLAIN, {}), (THROUGH_STORE, hardly)):
+            yield replace(
+                trial, setting=setting, workload=workload, batch=plan.batch, policy=policy
+            )
+
+
+def _overlap_trials(trial: Trial, machine: MachineRow) -> Iterator[Trial]:
+    """Passes over prompts alone, of as many tokens as are computed while the weights are read."""
+    read_s = machine.streamed_bytes / machine.disk_bytes_per_s
+    tokens = read_s * machine.gemm_flop_per_s / (2 * machine.linear_parameters)
+    per_pass = max(1, round(tokens / OVERLAP_PROMPT))
+    shape = {"num_micro_batches": 1, "micro_batch_tokens": per_pass * OVERLAP_PROMPT}
+    for setting in (SERIAL, OVERLAPPED):
+        yield replace(
+            trial,
+            setting=setting,
+            workload=Workload(OVERLAP_PROMPT, 1),
+            batch=per_pass * OVERLAP_PASSES,
+            policy={**ON_DISK, **shape, "overlap": setting == OVERLAPPED},
+        )
+
+
+def _peer_trials(plan: Plan, stage: str) -> Iterator[Trial]:
+    """One for each peer of a stage, of the largest batch."""
+    most = max(plan.peer_batches)
+    if stage == PREFILL_HEAVY:
+        for peer in plan.peers:
+            yield Trial(stage=stage, system=peer, workload=plan.prefill_heavy, batch=most)
+    elif stage == DECODE_HEAVY and ACCELERATE in plan.peers:
+        yield Trial(
+            stage=stage,
+            system=ACCELERATE,
+            workload=plan.decode_heavy,
+            batch=most,
+            memory_limit_bytes=plan.memory_limit_bytes,
+        )
+
+
+def _best_batch(trial: Trial, plan: Plan, session: Session) -> Trial | None:
+    """Return the trial with a peer's fastest batch size; `None` if all were killed."""
+    if len(plan.peer_batches) == 1:
+        return trial
+    tokens = min(PILOT_TOKENS, trial.workload.new_tokens)
+    rates: dict[int, float] = {}
+    for batch in sorted(plan.peer_batches):
+        row = session.run(
+            replace(
+                trial,
+                stage=PILOT,
+                setting=trial.stage,
+                batch=batch,
+                workload=trial.workload._replace(new_tokens=tokens),
+            )
+        )
+        if row.prefill_s is None or row.decode_s is None:
+            break  # more would not fit, either
+        step_s = row.decode_s / max(1, tokens - 1)
+        rates[batch] = batch / (row.prefill_s + (trial.workload.new_tokens - 1) * step_s)
+    if not rates:
+        return None
+    return replace(trial, batch=max(rates, key=lambda batch: rates[batch]))
