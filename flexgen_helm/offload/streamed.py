@@ -18,7 +18,7 @@ Placed = Mapping[str, Mapping[str, Tier]]
 """Per part, tier of each tensor that is not on the device."""
 
 LayOut = Callable[[Tensor], Tensor]
-"""Brings a matrix into the order in which it is read fastest."""
+"""Brings a matrix into the order in which it is read fastest, once and for all."""
 
 
 class StreamedWeights:
@@ -32,7 +32,7 @@ class StreamedWeights:
         placed: what stays on disk or in the host's memory.
         dtype: compute dtype.
         device: what computes.
-        lay_out: applied to matrices that are not quantized.
+        lay_out: applied to matrices that stay in memory and are not quantized.
         overlap: whether the next part is read while one is used.
     """
 
@@ -77,7 +77,8 @@ class StreamedWeights:
         """
         tensors = dict(self._resident[part])
         if part in self._streamed:
-            tensors |= self._assemble(self._read(part))
+            # Not laid out: that takes ten times as long as it saves for a product.
+            tensors |= self._store.assemble(self._read(part))
         return self._decompressor.decompress({n: self._moved(x) for n, x in tensors.items()})
 
     def close(self) -> None:
@@ -105,7 +106,8 @@ class StreamedWeights:
         part = DiskPart(file, regions)
         tensors = Reading(part, aligned_buffer(part.num_bytes), self._reader).finish()
         # Copies, as the buffer also holds what lies between.
-        return self._assemble({name: tensor.clone() for name, tensor in tensors.items()})
+        loaded = self._store.assemble({name: tensor.clone() for name, tensor in tensors.items()})
+        return {name: self._as_read(name, tensor) for name, tensor in loaded.items()}
 
     def _moved(self, tensor: StoredTensor) -> StoredTensor:
         """Bring a tensor to the device."""
@@ -115,15 +117,11 @@ class StreamedWeights:
             return tensor.to(self._device)
         return tensor.map(lambda x: x.to(self._device))
 
-    def _assemble(self, tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
-        """Matrices as they are computed with; quantized ones as they are."""
-        assembled = self._store.assemble(tensors)
-        return {
-            name: self._lay_out(x)
-            if isinstance(x, Tensor) and name in self._store.linear_names
-            else x
-            for name, x in assembled.items()
-        }
+    def _as_read(self, name: str, tensor: StoredTensor) -> StoredTensor:
+        """Lay out a matrix, unless it is quantized."""
+        if isinstance(tensor, Tensor) and name in self._store.linear_names:
+            return self._lay_out(tensor)
+        return tensor
 
     def _read(self, part: str) -> dict[str, Tensor]:
         """Tensors of a part from disk; begins to read the next one."""

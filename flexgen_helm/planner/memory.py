@@ -124,7 +124,7 @@ def fixed_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
         },
         "weights": placed,
         "staging buffers": {Tier.HOST: 2 * read},
-        "layer in use": {Tier.DEVICE: _layer_in_use(setup, policy, read)},
+        "layer in use": {Tier.DEVICE: _layer_in_use(setup, policy)},
         "activations": {tier: rows * width * policy.activations.on(tier) for tier in Tier},
         "micro-batch": {Tier.DEVICE: _micro_batch(setup, policy)},
         # In float32, and their log-probabilities; and a part of the LM head as it is read fastest.
@@ -196,14 +196,14 @@ def _matrix_bytes(setup: Setup) -> dict[str, int]:
     return sizes
 
 
-def _layer_in_use(setup: Setup, policy: Policy, read: int) -> int:
-    """A layer as it is computed with, unless it is stored that way."""
+def _layer_in_use(setup: Setup, policy: Policy) -> int:
+    """What it takes to compute with a layer, beside what is stored or read of it."""
     if setup.compression.weight_bits is not None:
         numbers = [rows * row_len for rows, row_len in setup.spec.linear_shapes.values()]
         at_once = min(DEQUANTIZED_AT_ONCE, max(numbers))
         return sum(numbers) * setup.dtype_bytes + at_once * DEQUANTIZING_BYTES
-    # The matrices read, in the order of the processor's kernels, and one that is being put there.
-    return read + max(_matrix_bytes(setup).values()) if policy.weights.disk else 0
+    # A copy of one matrix, in the order of the processor's kernels.
+    return max(_matrix_bytes(setup).values()) if policy.weights.disk else 0
 
 
 def _micro_batch(setup: Setup, policy: Policy) -> int:
