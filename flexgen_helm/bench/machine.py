@@ -23,6 +23,9 @@ REPETITIONS = 9
 class MachineRow:
     """The machine's own speed, with nothing of ours in between but file access."""
 
+    stage: str = ""
+    """What it is compared with."""
+
     gemm_flop_per_s: float
     """Best of several products of the MLP's shape in bfloat16, the weight in the order in which
     the processor reads it fastest."""

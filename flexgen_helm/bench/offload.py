@@ -6,8 +6,10 @@
 3. *decode-heavy*: ours and accelerate, each in a process whose memory, page cache included, is
    limited; ours has the KV cache on disk, too.
 4. *overlap*: ours with and without reading ahead, in passes that compute as long as they read.
-5. *micro-batches*: ever more of them in a block.
-6. *in memory*: all weights in memory, as plain weights and through what streams them.
+5. *disk-bound*: a block so small that its passes do little but read, between readings of the same
+   store by nothing but the disk reader.
+6. *micro-batches*: ever more of them in a block.
+7. *in memory*: all weights in memory, as plain weights and through what streams them.
 
 The batch size of a peer is the best of several, found in short pilots.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from flexgen_helm.bench.machine import MachineRow
@@ -35,8 +37,9 @@ from flexgen_helm.bench.trial import (
 
 PILOT = "pilot"
 PREFILL_HEAVY, DECODE_HEAVY = "prefill-heavy", "decode-heavy"
-OVERLAP, MICRO_BATCHES, IN_MEMORY = "overlap", "micro-batches", "in memory"
-STAGES = (PREFILL_HEAVY, DECODE_HEAVY, OVERLAP, MICRO_BATCHES, IN_MEMORY)
+OVERLAP, DISK_BOUND = "overlap", "disk-bound"
+MICRO_BATCHES, IN_MEMORY = "micro-batches", "in memory"
+STAGES = (PREFILL_HEAVY, DECODE_HEAVY, OVERLAP, DISK_BOUND, MICRO_BATCHES, IN_MEMORY)
 
 PILOT_TOKENS = 4
 """New tokens of a pilot: a first one, and enough others to tell how long one takes."""
@@ -53,6 +56,11 @@ OVERLAP_PROMPT = 64
 """Prompt tokens of the requests of which passes of any size can be made."""
 
 OVERLAP_PASSES = 6
+
+DISK_BOUND_PASSES = 12
+
+MEASURED_AROUND = (PREFILL_HEAVY, DISK_BOUND)
+"""Stages that are compared with the machine's rates, which drift: measured before and after."""
 
 Announce = Callable[[str], None]
 
@@ -104,6 +112,7 @@ class Session:
     def __init__(self, bench: Bench, announce: Announce) -> None:
         self.bench = bench
         self.rows: list[TrialRow] = []
+        self.machine_rows: list[MachineRow] = []
         self._announce = announce
 
     def run(self, trial: Trial) -> TrialRow:
@@ -113,7 +122,7 @@ class Session:
             CommandError: it failed, other than for want of memory.
         """
         about = f"{trial.stage}: {trial.system} {trial.setting}".rstrip()
-        self._announce(f"{about}, {trial.batch} requests of {trial.workload.label} tokens ...")
+        self._announce(f"{about}, {trial.batch} requests of {trial.workload} tokens ...")
         row = run_trial(trial, self.bench, number=len(self.rows) + 1)
         self.rows.append(row)
         took = "killed for want of memory"
@@ -122,8 +131,8 @@ class Session:
         self._announce(f"{about}: {took}")
         return row
 
-    def measure_machine(self) -> MachineRow:
-        """Measure rates of the machine.
+    def measure_machine(self, stage: str) -> MachineRow:
+        """Measure rates of the machine, for a stage.
 
         Raises:
             CommandError: this failed.
@@ -135,7 +144,9 @@ class Session:
         }
         answer = ask("flexgen_helm.bench.machine", request, self.bench, name="machine")
         assert answer is not None, "nothing limits its memory"
-        return MachineRow(**answer)
+        row = MachineRow(**{**answer, "stage": stage})
+        self.machine_rows.append(row)
+        return row
 
 
 def run_offload_benchmark(plan: Plan, session: Session, conditions: Mapping[str, Cell]) -> Report:
@@ -144,21 +155,25 @@ def run_offload_benchmark(plan: Plan, session: Session, conditions: Mapping[str,
     Raises:
         CommandError: a process failed, other than for want of memory.
     """
-    machines = [session.measure_machine()]
+    machine = session.measure_machine("before")
     peers = {
         stage: [_best_batch(trial, plan, session) for trial in _peer_trials(plan, stage)]
         for stage in plan.stages
     }
     for _ in range(plan.rounds):
         for stage in plan.stages:
-            for trial in [*_our_trials(plan, stage, machines[0]), *peers[stage]]:
-                if trial is not None:
-                    session.run(trial)
-    machines.append(session.measure_machine())
+            if stage in MEASURED_AROUND:
+                session.measure_machine(stage)
+            for trial in [*_our_trials(plan, stage, machine), *peers[stage]]:
+                if trial is None:
+                    continue
+                session.run(trial)
+                if stage in MEASURED_AROUND and trial.system == OURS:
+                    session.measure_machine(stage)
     return Report(
-        ratios=ratios(session.rows, machines),
+        ratios=ratios(session.rows, session.machine_rows),
         conditions={**conditions, **plan.conditions},
-        rows=[*map(asdict, machines), *map(asdict, session.rows)],
+        rows=[*map(asdict, session.machine_rows), *map(asdict, session.rows)],
     )
 
 
@@ -189,21 +204,37 @@ def ratios(rows: Sequence[TrialRow], machines: Sequence[MachineRow]) -> dict[str
 
 
 def _machine_ratios(timed: Sequence[TrialRow], machines: Sequence[MachineRow]) -> dict[str, float]:
-    """Rates reached: of products in prefill, of the disk where a small block is in decode."""
-    gemm = sum(machine.gemm_flop_per_s for machine in machines) / len(machines)
-    disk = sum(machine.disk_bytes_per_s for machine in machines) / len(machines)
+    """Rates reached, of products in prefill and of the disk, over those measured in between."""
     found = {}
-    for row in timed:
-        prompt_len, new_tokens = map(int, row.workload.split("/"))
-        if row.system != OURS or not row.prefill_s or not row.decode_s:
-            continue
-        if row.stage == PREFILL_HEAVY:
-            flop = 2 * machines[0].linear_parameters * row.batch * prompt_len
-            found["prefill_gemm_over_peak"] = round(flop / row.prefill_s / gemm, 3)
-        if row.stage == MICRO_BATCHES and "decode_disk_over_sequential" not in found:
-            read = machines[0].streamed_bytes * (new_tokens - 1)
-            found["decode_disk_over_sequential"] = round(read / row.decode_s / disk, 3)
+    ours = [row for row in timed if row.system == OURS and row.decode_s]
+    for stage, name, rate_of, peak_of in (
+        (PREFILL_HEAVY, "prefill_gemm_over_peak", _flop_per_s, _gemm_peak),
+        (DISK_BOUND, "decode_disk_over_sequential", _disk_bytes_per_s, _disk_peak),
+    ):
+        rates = [rate_of(row, machines[0]) for row in ours if row.stage == stage]
+        peaks = [peak_of(machine) for machine in machines if machine.stage == stage]
+        if rates and peaks:
+            found[name] = round(mean(rates) / mean(peaks), 3)
     return found
+
+
+def _flop_per_s(row: TrialRow, machine: MachineRow) -> float:
+    """Of products with weights, in prefill."""
+    tokens = row.batch * row.prompt_len
+    return 2 * machine.linear_parameters * tokens / (row.prefill_s or 0.0)
+
+
+def _disk_bytes_per_s(row: TrialRow, machine: MachineRow) -> float:
+    """Of weights, in decode."""
+    return machine.streamed_bytes * (row.new_tokens - 1) / (row.decode_s or 0.0)
+
+
+def _gemm_peak(machine: MachineRow) -> float:
+    return machine.gemm_flop_per_s
+
+
+def _disk_peak(machine: MachineRow) -> float:
+    return machine.disk_bytes_per_s
 
 
 def _ratio(
@@ -241,6 +272,11 @@ def _our_trials(plan: Plan, stage: str, machine: MachineRow) -> Iterator[Trial]:
         )
     elif stage == OVERLAP:
         yield from _overlap_trials(trial, machine)
+    elif stage == DISK_BOUND:
+        workload = Workload(plan.decode_heavy.prompt_len, DISK_BOUND_PASSES + 1)
+        small = {**ON_DISK, "micro_batch_tokens": plan.micro_batch_size * workload.prompt_len}
+        for _ in range(2):
+            yield replace(trial, workload=workload, batch=plan.micro_batch_size, policy=small)
     elif stage == MICRO_BATCHES:
         workload = Workload(plan.decode_heavy.prompt_len, 2 * PILOT_TOKENS)
         for count in plan.micro_batches:

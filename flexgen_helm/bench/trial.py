@@ -31,8 +31,7 @@ class Workload(NamedTuple):
     prompt_len: int
     new_tokens: int
 
-    @property
-    def label(self) -> str:
+    def __str__(self) -> str:
         return f"{self.prompt_len}/{self.new_tokens}"
 
 
@@ -87,7 +86,8 @@ class TrialRow:
     stage: str
     system: str
     setting: str
-    workload: str
+    prompt_len: int
+    new_tokens: int
     batch: int
     generated_tokens: int | None
     prefill_s: float | None
@@ -168,7 +168,8 @@ def _row(trial: Trial, outcome: Outcome | None, used: int | None) -> TrialRow:
         stage=trial.stage,
         system=trial.system,
         setting=trial.setting,
-        workload=trial.workload.label,
+        prompt_len=trial.workload.prompt_len,
+        new_tokens=trial.workload.new_tokens,
         batch=trial.batch,
         generated_tokens=outcome.generated_tokens if outcome else None,
         prefill_s=round(outcome.prefill_s, 3) if outcome else None,

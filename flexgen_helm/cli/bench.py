@@ -107,7 +107,7 @@ def _add_offload_parser(benchmarks: argparse._SubParsersAction[argparse.Argument
     add = parser.add_argument
     add("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="NAME", help="to run")
     add("--peers", nargs="+", choices=PEER_SYSTEMS, default=list(PEER_SYSTEMS), metavar="NAME")
-    add("--peer-batches", nargs="+", type=_from(1), default=[4, 8, 16, 32], metavar="N")
+    add("--peer-batches", nargs="+", type=_from(1), default=[8, 16, 32], metavar="N")
     add(
         "--prefill-heavy",
         type=_workload,
