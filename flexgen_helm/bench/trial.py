@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flexgen_helm.bench.memory_limit import MemoryLimit
+from flexgen_helm.bench.memory_limit import MemoryLimit, forget_pages
 from flexgen_helm.errors import CommandError
 
 OURS = "flexgen_helm"
@@ -124,6 +124,8 @@ def run_trial(trial: Trial, bench: Bench, *, number: int) -> TrialRow:
         CommandError: its process failed, other than for want of memory.
     """
     limit = trial.memory_limit_bytes
+    if limit:
+        forget_pages(bench.checkpoint)
     with MemoryLimit.make(limit) if limit else nullcontext() as group:
         request = {
             "trial": asdict(trial),
