@@ -62,7 +62,7 @@ def _measure(checkpoint: Path, directory: Path) -> MachineRow:
     reader = DiskReader()
 
     def read_all() -> None:
-        """Read all files, the next one while one is waited for, as the engine does."""
+        """Read all files, the next one begun before one is waited for: the disk never pauses."""
         pending: list[Future[None]] = []
         for index, file in enumerate(files):
             begun = reader.read(file, 0, buffers[index % 2])

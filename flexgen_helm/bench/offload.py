@@ -1,6 +1,7 @@
 """`bench offload`: a model whose weights are on disk, by ours and by other software.
 
-1. *machine*: the rates of matrix products and of reading the store, before and after the rest.
+1. *machine*: the rates of matrix products and of reading the store, before the rest and around the
+   stages that are compared with them.
 2. *prefill-heavy*: ours, with all layers on disk, beside transformers with all of them in memory
    and accelerate with all of them on disk, and the page cache to help it.
 3. *decode-heavy*: ours and accelerate, each in a process whose memory, page cache included, is
@@ -181,7 +182,7 @@ def ratios(rows: Sequence[TrialRow], machines: Sequence[MachineRow]) -> dict[str
     """Return what the benchmark is about, as far as it was measured.
 
     Throughputs over those of others, and rates reached over those the machine has, which are the
-    means of before and after.
+    means of what was measured around them.
     """
     found: dict[str, float] = {}
     timed = [row for row in rows if row.stage != PILOT]
@@ -205,36 +206,25 @@ def ratios(rows: Sequence[TrialRow], machines: Sequence[MachineRow]) -> dict[str
 
 def _machine_ratios(timed: Sequence[TrialRow], machines: Sequence[MachineRow]) -> dict[str, float]:
     """Rates reached, of products in prefill and of the disk, over those measured in between."""
+    machine = machines[0]
+    products = [
+        2 * machine.linear_parameters * row.batch * row.prompt_len / row.prefill_s
+        for row in timed
+        if row.stage == PREFILL_HEAVY and row.system == OURS and row.prefill_s
+    ]
+    reading = [
+        machine.streamed_bytes * (row.new_tokens - 1) / row.decode_s
+        for row in timed
+        if row.stage == DISK_BOUND and row.decode_s
+    ]
     found = {}
-    ours = [row for row in timed if row.system == OURS and row.decode_s]
-    for stage, name, rate_of, peak_of in (
-        (PREFILL_HEAVY, "prefill_gemm_over_peak", _flop_per_s, _gemm_peak),
-        (DISK_BOUND, "decode_disk_over_sequential", _disk_bytes_per_s, _disk_peak),
-    ):
-        rates = [rate_of(row, machines[0]) for row in ours if row.stage == stage]
-        peaks = [peak_of(machine) for machine in machines if machine.stage == stage]
-        if rates and peaks:
-            found[name] = round(mean(rates) / mean(peaks), 3)
+    if products:
+        peak = mean(m.gemm_flop_per_s for m in machines if m.stage == PREFILL_HEAVY)
+        found["prefill_gemm_over_peak"] = round(mean(products) / peak, 3)
+    if reading:
+        peak = mean(m.disk_bytes_per_s for m in machines if m.stage == DISK_BOUND)
+        found["decode_disk_over_sequential"] = round(mean(reading) / peak, 3)
     return found
-
-
-def _flop_per_s(row: TrialRow, machine: MachineRow) -> float:
-    """Of products with weights, in prefill."""
-    tokens = row.batch * row.prompt_len
-    return 2 * machine.linear_parameters * tokens / (row.prefill_s or 0.0)
-
-
-def _disk_bytes_per_s(row: TrialRow, machine: MachineRow) -> float:
-    """Of weights, in decode."""
-    return machine.streamed_bytes * (row.new_tokens - 1) / (row.decode_s or 0.0)
-
-
-def _gemm_peak(machine: MachineRow) -> float:
-    return machine.gemm_flop_per_s
-
-
-def _disk_peak(machine: MachineRow) -> float:
-    return machine.disk_bytes_per_s
 
 
 def _ratio(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,13 +89,13 @@ class TrialRow:
     prompt_len: int
     new_tokens: int
     batch: int
-    generated_tokens: int | None
-    prefill_s: float | None
-    decode_s: float | None
-    tokens_per_s: float | None
-    memory_bytes: int | None
-    planned_bytes: int | None
-    spill_bytes: int | None
+    generated_tokens: int | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    tokens_per_s: float | None = None
+    memory_bytes: int | None = None
+    planned_bytes: int | None = None
+    spill_bytes: int | None = None
     limit_bytes: int | None
     used_of_limit_bytes: int | None
     """Peak with the page cache, where there was a limit."""
@@ -165,21 +165,26 @@ def ask(
 
 
 def _row(trial: Trial, outcome: Outcome | None, used: int | None) -> TrialRow:
-    seconds = outcome.prefill_s + outcome.decode_s if outcome else 0.0
-    return TrialRow(
+    row = TrialRow(
         stage=trial.stage,
         system=trial.system,
         setting=trial.setting,
         prompt_len=trial.workload.prompt_len,
         new_tokens=trial.workload.new_tokens,
         batch=trial.batch,
-        generated_tokens=outcome.generated_tokens if outcome else None,
-        prefill_s=round(outcome.prefill_s, 3) if outcome else None,
-        decode_s=round(outcome.decode_s, 3) if outcome else None,
-        tokens_per_s=round(outcome.generated_tokens / seconds, 3) if outcome else None,
-        memory_bytes=outcome.memory_bytes if outcome else None,
-        planned_bytes=outcome.planned_bytes if outcome else None,
-        spill_bytes=outcome.disk_bytes if outcome else None,
         limit_bytes=trial.memory_limit_bytes,
         used_of_limit_bytes=used,
+    )
+    if outcome is None:
+        return row
+    seconds = outcome.prefill_s + outcome.decode_s
+    return replace(
+        row,
+        generated_tokens=outcome.generated_tokens,
+        prefill_s=round(outcome.prefill_s, 3),
+        decode_s=round(outcome.decode_s, 3),
+        tokens_per_s=round(outcome.generated_tokens / seconds, 3),
+        memory_bytes=outcome.memory_bytes,
+        planned_bytes=outcome.planned_bytes,
+        spill_bytes=outcome.disk_bytes,
     )

@@ -63,11 +63,7 @@ def _ours(trial: Trial, checkpoint: Path, directory: Path) -> Outcome:
         cached = 0
     if plan.cache_tokens is not None:
         cached = min(cached, plan.cache_tokens)
-    planned = sum(
-        sum(term.get(tier, 0) for term in plan.fixed.values())
-        + cached * plan.per_token.get(tier, 0)
-        for tier in (Tier.DEVICE, Tier.HOST)
-    )
+    planned = plan.bytes_on((Tier.DEVICE, Tier.HOST), cached_tokens=cached)
     return Outcome(
         prefill_s=sum(cost.prefill_s for cost in costs),
         decode_s=sum(cost.decode_s for cost in costs),

@@ -67,6 +67,11 @@ class MemoryPlan:
         """Bytes of weights that are read from disk."""
         return int(self.fixed["weights"].get(Tier.DISK, 0))
 
+    def bytes_on(self, tiers: tuple[Tier, ...], *, cached_tokens: int) -> float:
+        """Bytes it takes on some tiers together, with so many tokens in the KV cache."""
+        per_token = sum(self.per_token.get(tier, 0) for tier in tiers)
+        return _total(self.fixed, tiers) + cached_tokens * per_token
+
 
 def plan_memory(setup: Setup, policy: Policy, budget: MemoryBudget) -> MemoryPlan:
     """Work out what a policy takes, and what a budget leaves for the KV cache.
@@ -249,7 +254,7 @@ def _shortfall(setup: Setup, plan: MemoryPlan, budget: MemoryBudget) -> str:
     """Say where it does not fit, and what takes the memory."""
     sentences = []
     for tiers, allowed in _memories(setup, budget):
-        needed = _total(plan.fixed, tiers) + sum(plan.per_token.get(tier, 0) for tier in tiers)
+        needed = plan.bytes_on(tiers, cached_tokens=1)
         if needed > allowed:
             terms = sorted(
                 ((_total({name: term}, tiers), name) for name, term in plan.fixed.items()),
