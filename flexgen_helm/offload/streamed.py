@@ -129,13 +129,14 @@ class StreamedWeights:
         if ahead is not None and ahead.part is not self._streamed[part]:
             ahead.wait()  # read in vain; its buffer is needed
             ahead = None
-        tensors = (ahead or self._begin(part)).finish()
+        reading = ahead or self._begin(part)
         if self._overlap:
+            # Before waiting, so that the disk has more to do when this one ends: whoever fetches
+            # a part has done with the one before, whose buffer this takes.
             following = self._order[(self._order.index(part) + 1) % len(self._order)]
             self._ahead = self._begin(following)
-        return tensors
+        return reading.finish()
 
     def _begin(self, part: str) -> Reading:
-        # Buffers alternate: the part before this one may still be in use.
         self._buffers.reverse()
         return Reading(self._streamed[part], self._buffers[0], self._reader)

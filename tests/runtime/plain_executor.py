@@ -3,22 +3,30 @@
 The oracle of the executor, which must return the same whatever it shares, stores or postpones.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from flexgen_helm.model import opt
 from flexgen_helm.model.kv_cache import KeysValues
+from flexgen_helm.model.sampling import distribution
 from flexgen_helm.offload.weights import EMBEDDINGS, layer_part
 from flexgen_helm.runtime.head import Head
 from flexgen_helm.runtime.job import Job
 
 
 class PlainExecutor:
-    """Prefills all requests together, then decodes all sequences together."""
+    """Prefills all requests together, then decodes all sequences together.
+
+    Attributes:
+        margins: by indices of request and completion, for each token how much the probabilities
+            would have to change for another one to be drawn.
+    """
 
     def __init__(self, model):
         self._model = model
-        self._head = Head(model)
+        self._head = _MarginHead(model)
+        self.margins = {}
 
     @torch.inference_mode()
     def run(self, requests):
@@ -26,6 +34,12 @@ class PlainExecutor:
         caches = self._prefill(jobs)
         while live := [(s, caches[s]) for job in jobs for s in job.sequences if not s.finished]:
             self._decode(live)
+        self.margins = {
+            (job.index, index): self._head.margins[sequence]
+            for job in jobs
+            for index, sequence in enumerate(job.sequences)
+            if sequence in self._head.margins
+        }
         return [job.result(peak_memory_bytes=0) for job in jobs]
 
     def _prefill(self, jobs):
@@ -98,6 +112,25 @@ class PlainExecutor:
                 lambda queries, new: attention(layer, queries, new),  # noqa: B023
             )
         return hidden
+
+
+class _MarginHead(Head):
+    def __init__(self, model):
+        super().__init__(model)
+        self.margins = {}
+
+    def draw(self, hidden, rows, sequences):
+        for logits, sequence in zip(self._logits(hidden[list(rows)]), sequences, strict=True):
+            self.margins.setdefault(sequence, []).append(_margin(logits, sequence.row))
+        super().draw(hidden, rows, sequences)
+
+
+def _margin(logits, row):
+    if row.sampling.greedy:
+        first, second = logits.softmax(-1).topk(2).values.tolist()
+        return first - second
+    boundaries = np.cumsum(distribution(logits, row.sampling))
+    return np.abs(boundaries - row.random.uniform(len(row.generated))).min()
 
 
 class _Cache:

@@ -45,6 +45,9 @@ def requests(draw):
     ]
 
 
+TIE = 1e-6
+"""Of probability: what sums of float32 in another order may move."""
+
 POLICIES = st.builds(
     Policy,
     micro_batch_size=st.sampled_from([1, 3, 256]),
@@ -69,25 +72,44 @@ def engine(directory):
 
 
 def check(engine, batch, policy):
+    """Compare results with the plain executor's, each completion up to a tie if there is one."""
     results = {}
     executor.BlockExecutor(engine._model, policy).run(batch, results.__setitem__)
-    expected = PlainExecutor(engine._model).run(batch)
+    plain = PlainExecutor(engine._model)
+    expected = plain.run(batch)
     assert sorted(results) == list(range(len(batch)))
     for index, reference in enumerate(expected):
         result = results[index]
-        assert [(c.token_ids, c.text, c.finish_reason) for c in result.completions] == [
-            (c.token_ids, c.text, c.finish_reason) for c in reference.completions
+        ties = [
+            check_completion(*both, plain.margins.get((index, number)))
+            for number, both in enumerate(
+                zip(result.completions, reference.completions, strict=True)
+            )
         ]
-        for completion, other in zip(result.completions, reference.completions, strict=True):
-            assert completion.logprobs == pytest.approx(other.logprobs, abs=1e-4)
         assert (result.prompt_logprobs is None) == (reference.prompt_logprobs is None)
         if reference.prompt_logprobs is not None:
             assert result.prompt_logprobs[0] is None
             assert result.prompt_logprobs[1:] == pytest.approx(
                 reference.prompt_logprobs[1:], abs=1e-4
             )
-        assert result.statistics.num_generated_tokens == reference.statistics.num_generated_tokens
+        generated = (r.statistics.num_generated_tokens for r in (result, reference))
+        assert any(ties) or len(set(generated)) == 1
     return results
+
+
+def check_completion(actual, reference, margins):
+    """Return whether the two part at a tie: a draw that the rounding of float32 decides."""
+    equal = 0
+    for pair in zip(actual.token_ids, reference.token_ids, strict=False):
+        if len(set(pair)) == 2:
+            break
+        equal += 1
+    assert actual.logprobs[:equal] == pytest.approx(reference.logprobs[:equal], abs=1e-4)
+    if actual.token_ids != reference.token_ids:
+        assert margins[equal] < TIE
+        return True
+    assert (actual.text, actual.finish_reason) == (reference.text, reference.finish_reason)
+    return False
 
 
 @settings(max_examples=100)
