@@ -184,17 +184,36 @@ class CachePool:
             room.begin_read()
 
     @contextmanager
-    def read(self, layer: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Lend a device all positions of all slots, both [b, h, t, d]; t is the capacity.
+    def read_keys(self, layer: int, device: torch.device) -> Iterator[Tensor]:
+        """Lend a device the keys at all positions of all slots [b, h, t, d]; t is the capacity.
 
         What lies beyond a sequence's own length is finite, and means nothing. It is part of the
         answer because batched products are several times faster on tensors without gaps.
         """
-        keys, values = self._layers[layer]
-        with keys.read() as stored_keys, values.read() as stored_values:
-            both = (move(rows, device) for rows in (stored_keys, stored_values))
-            keys_by_head, values_by_head = map(self._format.by_head, both)
-            yield keys_by_head, values_by_head
+        keys, _ = self._layers[layer]
+        with keys.read() as rows:
+            yield self._format.by_head(move(rows, device))
+
+    @contextmanager
+    def read_values(self, layer: int, device: torch.device) -> Iterator[Tensor]:
+        """Lend a device the values, as `read_keys` does the keys."""
+        _, values = self._layers[layer]
+        with values.read() as rows:
+            yield self._format.by_head(move(rows, device))
+
+    def values_at(self, layer: int, positions: Tensor) -> Tensor:
+        """Return the values at some positions of each slot, [b, h, k] -> [b, h, k, d].
+
+        Only these are moved to where `positions` is, unless they are compressed: there a position's
+        codes are those of all heads.
+        """
+        _, values = self._layers[layer]
+        with values.read() as rows:
+            if self._format.compressed:
+                rows = move(rows, positions.device)
+            by_head = self._format.by_head(rows)
+            chosen = positions[..., None].to(by_head.device)
+            return by_head.take_along_dim(chosen, dim=2).to(positions.device)
 
     @classmethod
     def gather(

@@ -132,6 +132,7 @@ def fixed_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
         "layer in use": {Tier.DEVICE: _layer_in_use(setup, policy)},
         "activations": {tier: rows * width * policy.activations.on(tier) for tier in Tier},
         "micro-batch": {Tier.DEVICE: _micro_batch(setup, policy)},
+        "sparse attention": {Tier.DEVICE: _sparse_attention(setup, policy)},
         # In float32, and their log-probabilities; and a part of the LM head as it is read fastest.
         "logits": {
             Tier.DEVICE: HEAD_ROWS * spec.vocab_size * 8
@@ -154,7 +155,8 @@ def cache_per_token(setup: Setup, policy: Policy) -> Bytes:
     decompressed = 2 * spec.hidden_size * setup.dtype_bytes / LEAST_FILLED
     return {
         Tier.DEVICE: policy.cache.device * token
-        + (decompressed if setup.compression.cache_bits is not None else 0),
+        + (decompressed if setup.compression.cache_bits is not None else 0)
+        + _sparse_per_token(setup),
         Tier.HOST: policy.cache.host * token + passing,
         Tier.DISK: policy.cache.disk * token,
     }
@@ -222,6 +224,24 @@ def _micro_batch(setup: Setup, policy: Policy) -> int:
     spec = setup.spec
     widths = max(20 * spec.hidden_size, 4 * spec.hidden_size + spec.ffn_size)
     return (policy.micro_batch_tokens * widths + 3 * CHUNK_SCORES) * setup.dtype_bytes
+
+
+def _sparse_attention(setup: Setup, policy: Policy) -> int:
+    """Largest scores of the rows of a micro-batch, twice and as they are joined; shared scores."""
+    percent, spec = setup.compression.attention_percent, setup.spec
+    if percent is None:
+        return 0
+    most = -(-spec.max_positions * percent // 100)
+    return 12 * (policy.micro_batch_size * spec.num_heads * most + CHUNK_SCORES)
+
+
+def _sparse_per_token(setup: Setup) -> float:
+    """Scores of a cached token, twice, and of those attended to also scores, places and values."""
+    percent, spec = setup.compression.attention_percent, setup.spec
+    if percent is None:
+        return 0
+    attended = 12 * spec.num_heads + spec.hidden_size * setup.dtype_bytes
+    return (setup.dtype_bytes + 4) * spec.num_heads + percent / 100 * attended
 
 
 def _candidates(policy: Policy) -> Iterator[Policy]:

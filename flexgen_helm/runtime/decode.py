@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.model.attention import Attended, attend_one, attend_rows, merge_
-from flexgen_helm.model.kv_cache import CachePool, KeysValues
+from flexgen_helm.model.kv_cache import CachePool, KeysValues, SegmentCache
 from flexgen_helm.model.row_cells import RowCells, row_index
+from flexgen_helm.model.sparse_attention import (
+    LargestScores,
+    TopPositions,
+    attend_shared_top,
+    attend_top,
+    find_top,
+)
 from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.segments import Segment
@@ -155,23 +162,50 @@ class Pool:
 
     def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Attended:
         """Attention, in a layer, of each sequence's new position [b, h, d] to what is its own."""
-        own = [x.unflatten(1, queries.shape[1:]) for x in new]
+        q, own_keys, own_values = map(self._by_slot, _by_head(queries, new))
         device = self._model.attention_device
-        with self.cache.read(layer, device) as (keys, values):
-            attended = self._attend([x.to(device) for x in (queries, *own)], keys, values)
+        with (
+            self.cache.read_keys(layer, device) as keys,
+            self.cache.read_values(layer, device) as values,
+        ):
+            attended = attend_one(q, keys, values, self._mask, own_keys, own_values)
+        self.cache.write(layer, self._cells, new)
+        return Attended(*map(self._by_row, attended)).to(queries.device)
+
+    def find_top(self, layer: int, queries: Tensor, most: int) -> TopPositions:
+        """Find, in a layer, what of their own past new positions [n, h, d] may attend to."""
+        with self.cache.read_keys(layer, self._model.attention_device) as keys:
+            top = find_top(self._by_slot(queries), keys, self._mask, most)
+        return TopPositions(*map(self._by_row, top))
+
+    def attend_top(
+        self,
+        layer: int,
+        queries: Tensor,
+        new: KeysValues,
+        top: TopPositions,
+        thresholds: Tensor,
+    ) -> Attended:
+        """Do as `attend` does, with that part of the past whose scores reach a threshold [n, h]."""
+        device = self._model.attention_device
+        q, own_keys, own_values = (x.to(device) for x in _by_head(queries, new))
+        top_values = self._by_row(self.cache.values_at(layer, self._by_slot(top.positions)))
+        attended = attend_top(q, own_keys, own_values, top, top_values, thresholds.to(device))
         self.cache.write(layer, self._cells, new)
         return attended.to(queries.device)
 
-    def _attend(self, own: Sequence_[Tensor], keys: Tensor, values: Tensor) -> Attended:
-        """Attention of queries, keys and values of new positions, each [b, h, d]."""
+    def _by_slot(self, rows: Tensor) -> Tensor:
+        """Bring rows of new positions [n, ...] to where attention is computed, by slot [b, ...]."""
+        rows = rows.to(self._model.attention_device)
         if len(self._slots) == self.cache.num_slots:
-            q, own_keys, own_values = own
-            return attend_one(q, keys, values, self._mask, own_keys, own_values)
-        spread = [x.new_zeros(len(keys), *x.shape[1:]) for x in own]
-        for target, x in zip(spread, own, strict=True):
-            target[self._used] = x
-        q, own_keys, own_values = spread
-        return attend_one(q, keys, values, self._mask, own_keys, own_values).rows(self._used)
+            return rows
+        slots = rows.new_zeros(self.cache.num_slots, *rows.shape[1:])
+        slots[self._used] = rows
+        return slots
+
+    def _by_row(self, slots: Tensor) -> Tensor:
+        """Undo `_by_slot`, where attention is computed."""
+        return slots if len(self._slots) == self.cache.num_slots else slots[self._used]
 
 
 class DecodeMicroBatch:
@@ -185,9 +219,17 @@ class DecodeMicroBatch:
         self.token_ids = model.indices([s.generated[-1] for s in self.sequences])
         self.positions = model.indices([s.position for s in self.sequences])
         self._num_heads = model.spec.num_heads
-        self._pools = pools
+        self._pools: list[tuple[Pool, slice]] = []
+        start = 0
         for pool in pools:
             pool.begin_token()
+            self._pools.append((pool, slice(start, start + len(pool.members))))
+            start += len(pool.members)
+        percent = model.compression.attention_percent
+        self._num_attended = [
+            -(-sequence.position * percent // 100) for sequence in self.sequences if percent
+        ]
+        """Past positions each row attends to, where that is not all of them."""
         readers = _readers(member for pool in pools for member in pool.members)
         self._readings = [(segment, row_index(rows, model.device)) for segment, rows in readers]
 
@@ -197,30 +239,67 @@ class DecodeMicroBatch:
         What sequences share is read once for all of them, whichever pools they are in.
         """
         q = queries.unflatten(1, (self._num_heads, -1))
-        parts, start = [], 0
-        for pool in self._pools:
-            rows = slice(start, start + len(pool.members))
-            parts.append(pool.attend(layer, q[rows], new.rows(rows)))
-            start = rows.stop
-        total = Attended(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        attend = self._attend_top if self._num_attended else self._attend
+        return attend(layer, q, new).values.flatten(1)
+
+    def _attend(self, layer: int, q: Tensor, new: KeysValues) -> Attended:
+        total = _join(pool.attend(layer, q[rows], new.rows(rows)) for pool, rows in self._pools)
         for segment, readers in self._readings:
-            assert segment.cache is not None, "a segment above a sequence in decode is cached"
-            read = total.rows(readers)
-            merge_(read, attend_rows(q[readers], *segment.cache.read(layer)))
-            if not isinstance(readers, slice):  # of a slice, `read` is a view
-                for tensor, changed in zip(total, read, strict=True):
-                    tensor[readers] = changed
-        return total.values.flatten(1)
+            _merge_rows_(total, readers, attend_rows(q[readers], *_stored(segment).read(layer)))
+        return total
+
+    def _attend_top(self, layer: int, q: Tensor, new: KeysValues) -> Attended:
+        most = max(self._num_attended)
+        counts = torch.tensor(self._num_attended, device=q.device)
+        largest = LargestScores(counts, most, self._num_heads)
+        tops = []
+        for pool, rows in self._pools:
+            tops.append(pool.find_top(layer, q[rows], most))
+            largest.add(rows, tops[-1].scores)
+        shared = [(readers, _stored(segment).read(layer)) for segment, readers in self._readings]
+        for readers, (keys, _) in shared:
+            largest.add_shared(readers, q[readers], keys)
+        least = largest.thresholds()
+        total = _join(
+            pool.attend_top(layer, q[rows], new.rows(rows), top, least[rows])
+            for (pool, rows), top in zip(self._pools, tops, strict=True)
+        )
+        for readers, both in shared:
+            part = attend_shared_top(q[readers], *both, least[readers])
+            _merge_rows_(total, readers, part)
+        return total
 
     attend_needed = attend
 
     def begin_read(self, layer: int) -> None:
         """Begin to read, for all that is attended to in a layer, what is not in memory."""
-        for pool in self._pools:
+        for pool, _ in self._pools:
             pool.begin_read(layer)
         for segment, _ in self._readings:
-            if segment.cache is not None:
-                segment.cache.begin_read(layer)
+            _stored(segment).begin_read(layer)
+
+
+def _by_head(queries: Tensor, new: KeysValues) -> list[Tensor]:
+    """Queries [n, h, d], and new keys and values [n, e], as three of the former."""
+    return [queries, *(x.unflatten(1, queries.shape[1:]) for x in new)]
+
+
+def _stored(segment: Segment) -> SegmentCache:
+    assert segment.cache is not None, "a segment above a sequence in decode is cached"
+    return segment.cache
+
+
+def _join(parts: Iterable[Attended]) -> Attended:
+    return Attended(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def _merge_rows_(total: Attended, rows: slice | Tensor, part: Attended) -> None:
+    """Add to some rows of `total`, in place, what they attended to elsewhere."""
+    read = total.rows(rows)
+    merge_(read, part)
+    if not isinstance(rows, slice):  # of a slice, `read` is a view
+        for tensor, changed in zip(total, read, strict=True):
+            tensor[rows] = changed
 
 
 def make_pools(members: Iterable[Decoding], size: int, model: Model) -> list[Pool]:

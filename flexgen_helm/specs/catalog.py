@@ -159,7 +159,7 @@ def find_known(checkpoint: str) -> KnownModel | None:
 
 
 def describe(compression: Compression) -> str:
-    """Words for a setting: ``4-bit weights and KV cache``; empty where nothing is compressed."""
+    """Words for a setting: ``4-bit weights and KV cache``; empty where nothing is approximated."""
     weights, cache = compression.weight_bits, compression.cache_bits
     parts = [
         f"{weights}-bit weights" if weights else "",
@@ -168,6 +168,9 @@ def describe(compression: Compression) -> str:
     text = " and ".join(part for part in parts if part)
     if weights and weights == cache:
         text = f"{weights}-bit weights and KV cache"
-    if compression.group_size != DEFAULT_GROUP_SIZE:
+    if compression.quantized and compression.group_size != DEFAULT_GROUP_SIZE:
         text += f", groups of {compression.group_size}"
-    return text if compression.enabled else ""
+    if compression.attention_percent is not None:
+        sparse = f"attention to the top {compression.attention_percent} % of values"
+        text = f"{text}, {sparse}" if text else sparse
+    return text

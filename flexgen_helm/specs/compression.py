@@ -1,4 +1,4 @@
-"""How weights and KV cache are compressed, and the short name of each setting."""
+"""What is approximated to save memory and time, and the short name of each setting."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ DEFAULT_GROUP_SIZE = 64
 SCALE_AND_ZERO_BYTES = 4
 """Bytes of one group's float16 scale and float16 zero."""
 
-_LABEL = re.compile(r"(?:w(?P<w>\d+))?(?:(?:^|-)kv(?P<kv>\d+))?(?:-g(?P<g>\d+))?")
+_LABEL = re.compile(r"(?:-w(?P<w>\d+))?(?:-kv(?P<kv>\d+))?(?:-g(?P<g>\d+))?(?:-top(?P<top>\d+))?")
+"""Behind a dash."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compression:
-    """Group-wise quantization of a model; `None` bits leave that part in the compute dtype.
+    """Group-wise quantization and sparse attention; what is `None` is left as it is.
 
     Raises:
-        InvalidCompressionError: bits or group size outside `BITS` and `GROUP_SIZES`.
+        InvalidCompressionError: bits or group size outside `BITS` and `GROUP_SIZES`, or a
+            percentage outside 1 to 99.
     """
 
     weight_bits: int | None = None
@@ -32,6 +34,10 @@ class Compression:
 
     group_size: int = DEFAULT_GROUP_SIZE
     """Consecutive numbers that share one scale and one zero."""
+
+    attention_percent: int | None = None
+    """Of its past positions, the part whose values a token in decode reads: in each head those of
+    largest weight (FlexGen, arXiv 2303.06865, section 5). Prompts are attended to in full."""
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "cache_bits"):
@@ -45,21 +51,34 @@ class Compression:
             raise InvalidCompressionError(
                 f"group_size={self.group_size!r} is not supported: use one of {GROUP_SIZES}"
             )
+        if self.attention_percent is not None and not 1 <= self.attention_percent <= 99:
+            raise InvalidCompressionError(
+                f"attention_percent={self.attention_percent!r} is out of range: use 1 to 99, or"
+                " None for attention to all positions"
+            )
 
     @property
-    def enabled(self) -> bool:
-        """Whether anything is quantized."""
+    def quantized(self) -> bool:
+        """Whether weights or cache are."""
         return self.weight_bits is not None or self.cache_bits is not None
 
     @property
+    def enabled(self) -> bool:
+        """Whether anything is approximated."""
+        return self.quantized or self.attention_percent is not None
+
+    @property
     def label(self) -> str:
-        """Short name used in deployments, flags and tables: ``none``, ``w4``, ``w4-kv4-g128``."""
+        """Short name used in deployments, flags and tables: ``none``, ``w4``, ``kv4-top10``."""
         if not self.enabled:
             return "none"
         parts = [
             f"w{self.weight_bits}" if self.weight_bits is not None else "",
             f"kv{self.cache_bits}" if self.cache_bits is not None else "",
-            f"g{self.group_size}" if self.group_size != DEFAULT_GROUP_SIZE else "",
+            f"g{self.group_size}"
+            if self.quantized and self.group_size != DEFAULT_GROUP_SIZE
+            else "",
+            f"top{self.attention_percent}" if self.attention_percent is not None else "",
         ]
         return "-".join(part for part in parts if part)
 
@@ -72,16 +91,18 @@ class Compression:
         """
         if label == "none":
             return cls()
-        match = _LABEL.fullmatch(label)
-        if match is None or not (match["w"] or match["kv"]):
+        match = _LABEL.fullmatch(f"-{label}")
+        if match is None or (match["g"] and not (match["w"] or match["kv"])):
             raise InvalidCompressionError(
                 f"compression {label!r} is not understood: write 'none', or bits of weights and of"
-                f" the KV cache such as 'w4', 'kv4', 'w4-kv4' or 'w4-kv4-g128'"
+                " the KV cache such as 'w4', 'kv4', 'w4-kv4' or 'w4-kv4-g128', and a percentage of"
+                " positions attended to such as 'top10' or 'w4-kv4-top10'"
             )
         return cls(
             weight_bits=int(match["w"]) if match["w"] else None,
             cache_bits=int(match["kv"]) if match["kv"] else None,
             group_size=int(match["g"]) if match["g"] else DEFAULT_GROUP_SIZE,
+            attention_percent=int(match["top"]) if match["top"] else None,
         )
 
 

@@ -21,7 +21,7 @@ DTYPE_SUFFIXES = {"auto": "", "float32": "-fp32", "bfloat16": "-bf16", "float16"
 
 _NAME = re.compile(
     r"(?P<checkpoint>.+?)"
-    r"(?:-(?P<label>w\d+(?:-kv\d+)?(?:-g\d+)?|kv\d+(?:-g\d+)?))?"
+    r"(?:-(?P<label>(?:w\d+(?:-kv\d+)?|kv\d+)(?:-g\d+)?(?:-top\d+)?|top\d+))?"
     r"(?P<dtype>-fp32|-bf16|-fp16)?"
 )
 
@@ -34,7 +34,7 @@ class DeploymentSpec:
     """Short name of a known model (``opt-30b``), hub id (``org/name``) or local directory."""
 
     compression: Compression = field(default_factory=Compression)
-    """Compression of weights and KV cache."""
+    """What is approximated."""
 
     dtype: str = "auto"
     """Compute dtype, a key of `DTYPE_SUFFIXES`."""

@@ -46,6 +46,7 @@ RUN = (
     Column("weight_bits", "Int64", "bits", "deployment.weight_bits"),
     Column("cache_bits", "Int64", "bits", "deployment.cache_bits"),
     Column("group_size", "Int64", "numbers", "deployment.group_size"),
+    Column("attention_percent", "Int64", "%", "deployment.attention_percent"),
     Column("dtype", "string", "", "flexgen_run.engine.dtype | deployment.dtype"),
 )
 """Which run a row belongs to; both tables begin with these."""

@@ -47,6 +47,7 @@ class _Run:
             -cost.get("weight_bits", UNQUANTIZED_BITS),
             -cost.get("cache_bits", UNQUANTIZED_BITS),
             cost.get("group_size", 0),
+            -cost.get("attention_percent", 100),
             cost.get("dtype", ""),
             cost["run"],
         )

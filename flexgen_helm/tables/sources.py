@@ -117,7 +117,8 @@ def _deployment(name: str) -> Sources:
         "compression": compression.label,
         "weight_bits": compression.weight_bits,
         "cache_bits": compression.cache_bits,
-        "group_size": compression.group_size if compression.enabled else None,
+        "group_size": compression.group_size if compression.quantized else None,
+        "attention_percent": compression.attention_percent,
         "dtype": spec.dtype,
     }
 

@@ -61,8 +61,8 @@ def round_trip(rows, bits):
 
 def contents(pool, layer):
     """Keys and values of a pool's layer, copied, as those on disk are only lent."""
-    with pool.read(layer, CPU) as both:
-        return [room.clone() for room in both]
+    with pool.read_keys(layer, CPU) as keys, pool.read_values(layer, CPU) as values:
+        return [room.clone() for room in (keys, values)]
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4, 3, 2])

@@ -3,6 +3,8 @@
 The oracle of the executor, which must return the same whatever it shares, stores or postpones.
 """
 
+from math import ceil
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -83,7 +85,7 @@ class PlainExecutor:
                 one = slice(row, row + 1)
                 past = cache.read(layer)
                 keys, values = (torch.cat(x) for x in zip(past, new.rows(one), strict=True))
-                outputs.append(self._attend(queries[one], KeysValues(keys, values)))
+                outputs.append(self._attend_one(queries[one], KeysValues(keys, values)))
                 cache.append(layer, new.rows(one))
             return torch.cat(outputs)
 
@@ -94,10 +96,23 @@ class PlainExecutor:
         self._head.draw(hidden, range(len(sequences)), sequences)
 
     def _attend(self, queries, seen, **options):
-        heads = self._model.spec.num_heads
-        q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1)[None] for x in (queries, *seen))
+        q, k, v = self._by_head(queries, *seen)
         attended = F.scaled_dot_product_attention(q, k, v, scale=1.0, **options)
         return attended[0].transpose(0, 1).flatten(1)
+
+    def _attend_one(self, query, seen):
+        percent = self._model.compression.attention_percent
+        if percent is None:
+            return self._attend(query, seen)
+        q, k, v = self._by_head(query, *seen)
+        weights = (q @ k.transpose(-1, -2)).softmax(-1)
+        past = weights[..., :-1]
+        left_out = past.argsort(-1, descending=True)[..., ceil(past.shape[-1] * percent / 100) :]
+        return (weights.scatter(-1, left_out, 0) @ v).flatten()[None]
+
+    def _by_head(self, *rows):
+        heads = self._model.spec.num_heads
+        return (x.unflatten(1, (heads, -1)).transpose(0, 1)[None] for x in rows)
 
     def _pass(self, token_ids, positions, attention):
         model = self._model

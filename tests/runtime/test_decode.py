@@ -52,7 +52,7 @@ def make_pool(places, **lengths):
 
 def places(pool):
     """Places of the members, and those that the cache says."""
-    with pool.cache.read(0, CPU) as (keys, _):
+    with pool.cache.read_keys(0, CPU) as keys:
         stored = [int(keys[slot, 0, 0, 0]) for slot in range(pool.cache.num_slots)]
     return [member.order[1] for member in pool.members], stored
 

@@ -166,6 +166,35 @@ def test_compressed_output_equals_the_plain_engine(directory, label):
     assert sum(equal) >= (114 if compression.cache_bits else 120)
 
 
+@pytest.mark.parametrize("label", ["top10", "top60", "kv4-top30"])
+@pytest.mark.parametrize("min_segment", [1, 10**9], ids=["shared", "own"])
+def test_sparse_output_equals_the_plain_engine(directory, label, min_segment, monkeypatch):
+    monkeypatch.setattr(packing, "MIN_DECODED_SEGMENT_READS", min_segment)
+    batch = like(60, max_tokens=8)
+    compression = Compression.parse(label)
+    policy = Policy(cache_bytes=60_000, micro_batch_tokens=100, micro_batch_size=8)
+    with Engine.from_pretrained(directory, dtype="float32", compression=compression) as engine:
+        if compression.cache_bits is None:
+            check(engine, batch, policy)
+        results = run(engine, batch, policy)
+        expected = PlainExecutor(engine._model).run(batch)
+    equal = [
+        actual.completions[0].token_ids == other.completions[0].token_ids
+        for actual, other in zip(results, expected, strict=True)
+    ]
+    assert sum(equal) >= (57 if compression.cache_bits else 60)
+
+
+def test_sparse_attention_changes_what_is_decoded(directory, engine):
+    batch = like(12, max_tokens=8)
+    compression = Compression(attention_percent=1)
+    with Engine.from_pretrained(directory, dtype="float32", compression=compression) as sparse:
+        pairs = zip(sparse.generate(batch), engine.generate(batch), strict=True)
+    logprobs = [[r.completions[0].logprobs for r in pair] for pair in pairs]
+    assert all(one[0] == pytest.approx(other[0], abs=1e-5) for one, other in logprobs)  # prefill
+    assert any(one[1:] != pytest.approx(other[1:], abs=1e-3) for one, other in logprobs)
+
+
 def unique_tokens(batch):
     prompts = [request.prompt_token_ids for request in batch]
     return len({prompt[:end] for prompt in prompts for end in range(1, len(prompt) + 1)})

@@ -122,6 +122,14 @@ def test_results_do_not_depend_on_where_anything_is(
     assert_equal(run(checkpoint, label, policy, offload_dir=offload_dir), expected)
 
 
+@pytest.mark.parametrize("sparse_label", ["top20", "w4-kv4-top20"])
+def test_sparse_attention_is_the_same_wherever_the_cache_is(checkpoint, sparse_label, tmp_path):
+    expected = run(checkpoint, sparse_label, Policy())
+    for cache, attention in product(["disk", "host", "all tiers"], ["device", "host"]):
+        policy = Policy(cache=PLACEMENTS[cache], attention=attention, micro_batch_size=3)
+        assert_equal(run(checkpoint, sparse_label, policy, offload_dir=tmp_path), expected)
+
+
 def test_sequences_need_no_prompt_of_their_own(checkpoint, tmp_path):
     """Completions of one prompt share all of it: each begins with an empty cache of its own."""
     request = GenerationRequest(

@@ -11,6 +11,7 @@ compressions = st.builds(
     weight_bits=st.sampled_from([None, *BITS]),
     cache_bits=st.sampled_from([None, *BITS]),
     group_size=st.sampled_from(GROUP_SIZES),
+    attention_percent=st.sampled_from([None, None, 1, 10, 99]),
 )
 checkpoints = st.sampled_from(["opt-30b", "facebook/opt-125m", "/data/w4/my-opt", "x-w4-model"])
 
@@ -18,7 +19,8 @@ checkpoints = st.sampled_from(["opt-30b", "facebook/opt-125m", "/data/w4/my-opt"
 @given(compressions)
 def test_parse_undoes_label(compression):
     parsed = Compression.parse(compression.label)
-    assert parsed == compression or not compression.enabled
+    assert parsed == compression or not compression.quantized
+    assert parsed.label == compression.label
 
 
 @given(checkpoints, compressions, st.sampled_from(list(DTYPE_SUFFIXES)))
@@ -33,7 +35,9 @@ def test_parse_undoes_deployment_name(checkpoint, compression, dtype):
     )
 
 
-@pytest.mark.parametrize("label", ["", "4", "w4kv4", "kv4-w4", "g64", "w4-x"])
+@pytest.mark.parametrize(
+    "label", ["", "4", "w4kv4", "kv4-w4", "g64", "w4-x", "-g32-top10", "top10-w4", "-top10"]
+)
 def test_unknown_labels_are_refused(label):
     with pytest.raises(
         InvalidCompressionError, match=f"compression '{label}' is not understood: write"
@@ -46,6 +50,7 @@ def test_unknown_labels_are_refused(label):
     [
         ({"weight_bits": 5}, r"weight_bits=5 is not supported: use one of \(2, 3, 4, 8\)"),
         ({"cache_bits": 16}, r"cache_bits=16 is not supported: use one of \(2, 3, 4, 8\)"),
+        ({"attention_percent": 100}, r"attention_percent=100 is out of range: use 1 to 99"),
         ({"group_size": 48}, r"group_size=48 is not supported: use one of \(32, 64, 128\)"),
     ],
 )
