@@ -57,6 +57,10 @@ class StoreError(FlexGenError):
     """A weight store is incomplete or corrupt, or cannot be read or written."""
 
 
+class DiskFullError(StoreError):
+    """What a run makes does not fit on disk, or not into what may be used of it."""
+
+
 class DeploymentError(FlexGenError):
     """A deployment name cannot be resolved to a checkpoint and a compression setting."""
 

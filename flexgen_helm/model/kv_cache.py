@@ -154,15 +154,18 @@ class CachePool:
         cache_format: how they are stored.
         num_slots: b.
         capacity: t of the longest, at its end.
+        num_later: positions any of them gets after prefill, at most.
     """
 
-    def __init__(self, cache_format: CacheFormat, num_slots: int, capacity: int) -> None:
+    def __init__(
+        self, cache_format: CacheFormat, num_slots: int, capacity: int, num_later: int
+    ) -> None:
         self._format = cache_format
         self.num_slots = num_slots
         self.capacity = capacity
         self._layers = [
             [
-                make_room(cache_format, tier, num_slots, capacity)
+                make_room(cache_format, tier, num_slots, capacity, num_later)
                 for tier in cache_format.tiers_of(layer)
             ]
             for layer in range(cache_format.spec.num_layers)
@@ -217,7 +220,11 @@ class CachePool:
 
     @classmethod
     def gather(
-        cls, pieces: Sequence[tuple[CachePool, Tensor]], lengths: Sequence[int], capacity: int
+        cls,
+        pieces: Sequence[tuple[CachePool, Tensor]],
+        lengths: Sequence[int],
+        capacity: int,
+        num_later: int,
     ) -> CachePool:
         """Return a pool of the given slots of others, one after another.
 
@@ -228,9 +235,11 @@ class CachePool:
             pieces: pools and, of each, the slots to take.
             lengths: of each pool, positions written at most.
             capacity: of the new pool.
+            num_later: likewise.
         """
         first = pieces[0][0]
-        gathered = cls(first._format, sum(len(slots) for _, slots in pieces), capacity)
+        num_slots = sum(len(slots) for _, slots in pieces)
+        gathered = cls(first._format, num_slots, capacity, num_later)
         for layer, both in enumerate(gathered._layers):
             for which, room in enumerate(both):
                 start = 0

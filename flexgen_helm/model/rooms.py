@@ -86,21 +86,25 @@ class DiskRoom:
         cache_format: how positions are stored.
         num_slots: b.
         capacity: t.
+        num_later: positions that are written after prefill, at most.
         spill: the file.
     """
 
     def __init__(
-        self, cache_format: CacheFormat, num_slots: int, capacity: int, spill: Spill
+        self,
+        cache_format: CacheFormat,
+        num_slots: int,
+        capacity: int,
+        num_later: int,
+        spill: Spill,
     ) -> None:
         self._format = cache_format
         self._spill = spill
         self._num_slots = num_slots
-        self._capacity = capacity
+        self._num_later = num_later
         self._layout = RecordLayout(cache_format.layout(num_slots, capacity))
         self._prefilled: Tensor | None = None
         """What prefill has stored so far, in memory."""
-        self._end = 0
-        """Longest sequence in that."""
         self._region: SpillRegion | None = None
         """Where it all is once prefill has ended."""
         self._later: list[RowCells] = []
@@ -111,15 +115,15 @@ class DiskRoom:
         if self._region is not None:
             self._append(self._region, cells, rows)
             return
-        _write(self._format, self._prefill(cells.end), cells, rows)
+        _write(self._format, self._prefill(), cells, rows)
 
     def copy(self, start: int, source: Rows, slots: Tensor, length: int) -> None:
-        _copy(self._prefill(length), start, source, slots, length)
+        _copy(self._prefill(), start, source, slots, length)
 
     def end_prefill(self) -> None:
         if self._region is not None:
             return
-        self._prefill(0)  # where sequences have no prompt of their own, nothing has been written
+        self._prefill()  # where sequences have no prompt of their own, nothing has been written
         assert self._prefilled is not None
         one_each = tensors_of(
             self._format.compress(
@@ -128,7 +132,7 @@ class DiskRoom:
                 )
             )
         )
-        later_bytes = (self._capacity - self._end) * RecordLayout.of(one_each).num_bytes
+        later_bytes = self._num_later * RecordLayout.of(one_each).num_bytes
         self._region = self._spill.region(self._layout.num_bytes + later_bytes)
         self._region.append(self._layout, self._prefilled)
         self._prefilled = None
@@ -147,12 +151,11 @@ class DiskRoom:
                     cells.store(part.view(len(part), *tensor.shape[2:]), tensor)
             yield rows
 
-    def _prefill(self, end: int) -> Rows:
-        """Return what is in memory until prefill ends, to be written up to a position."""
+    def _prefill(self) -> Rows:
+        """Return what is in memory until prefill ends."""
         if self._prefilled is None:
             self._prefilled = self._spill.buffers.take(self._layout.num_bytes)
             self._prefilled.zero_()  # what is never written is read, and must be finite
-        self._end = max(self._end, end)
         return self._format.rows(self._layout.views(self._prefilled))
 
     def _append(self, region: SpillRegion, cells: RowCells, rows: Tensor) -> None:
@@ -163,11 +166,13 @@ class DiskRoom:
 _CPU = torch.device("cpu")
 
 
-def make_room(cache_format: CacheFormat, tier: Tier, num_slots: int, capacity: int) -> Room:
+def make_room(
+    cache_format: CacheFormat, tier: Tier, num_slots: int, capacity: int, num_later: int
+) -> Room:
     """Return room on a tier."""
     if tier is Tier.DISK:
         assert cache_format.spill is not None, "a cache on disk comes with a spill"
-        return DiskRoom(cache_format, num_slots, capacity, cache_format.spill)
+        return DiskRoom(cache_format, num_slots, capacity, num_later, cache_format.spill)
     return MemoryRoom(cache_format, num_slots, capacity, cache_format.memory_of(tier))
 
 

@@ -77,11 +77,6 @@ class RowCells:
         rows, slots, positions = np.concatenate(parts, axis=1)
         return cls(rows, slots, positions, device)
 
-    @property
-    def end(self) -> int:
-        """Position after the last."""
-        return int(self._numbers[2].max(initial=-1)) + 1
-
     def on(self, device: torch.device) -> RowCells:
         """Return the same for tensors on another device."""
         if device == self._device:

@@ -7,6 +7,7 @@ it while the caller computes; a region is written only at its end, and read as a
 from __future__ import annotations
 
 import bisect
+import errno
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flexgen_helm.errors import StoreError
+from flexgen_helm.errors import DiskFullError, StoreError
 from flexgen_helm.offload.disk import (
     REQUEST_BYTES,
     REQUESTS_IN_FLIGHT,
@@ -133,7 +134,7 @@ class Spill:
         """Reserve so many bytes; they are free again when the region is not referred to any more.
 
         Raises:
-            StoreError: this would be more than may be on disk.
+            DiskFullError: this would be more than may be on disk.
         """
         return SpillRegion(self, self._reserve(aligned_up(num_bytes)), aligned_up(num_bytes))
 
@@ -158,7 +159,8 @@ class Spill:
 
     def explain(self, error: OSError) -> StoreError:
         """Say what to do about an error of the disk."""
-        return StoreError(
+        kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+        return kind(
             f"the spill file in {self._directory} cannot be used ({error}), {self.num_bytes} bytes"
             " of it are in use: free space there, or choose another offload directory"
         )
@@ -180,7 +182,7 @@ class Spill:
     def _reserve(self, num_bytes: int) -> int:
         with self._lock:
             if self._limit_bytes is not None and self.num_bytes + num_bytes > self._limit_bytes:
-                raise StoreError(
+                raise DiskFullError(
                     f"{self.num_bytes + num_bytes} bytes are needed on disk, {self._limit_bytes}"
                     " are allowed: allow more, or use smaller micro-batches"
                 )

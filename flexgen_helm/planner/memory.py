@@ -104,6 +104,11 @@ def nearest_policy(setup: Setup, policy: Policy, budget: MemoryBudget) -> Policy
     return None
 
 
+def allowed_beside(setup: Setup, budget: MemoryBudget, tier: Tier) -> int | None:
+    """Return what may be used of a tier and of those that share its memory; `None` if no limit."""
+    return next((limit for tiers, limit in _memories(setup, budget) if tier in tiers), None)
+
+
 def fixed_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
     """Return what a policy takes, whatever is cached."""
     spec, width = setup.spec, setup.spec.hidden_size * setup.dtype_bytes

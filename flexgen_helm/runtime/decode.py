@@ -85,7 +85,7 @@ class Pool:
     def make(cls, members: Iterable[Decoding], model: Model) -> Pool:
         """Return a pool with an empty cache."""
         ordered = sorted(members, key=lambda member: member.order)
-        cache = CachePool(model.cache_format, len(ordered), _current_capacity(ordered))
+        cache = CachePool(model.cache_format, len(ordered), *_current_room(ordered))
         return cls(ordered, cache, model)
 
     @property
@@ -141,7 +141,7 @@ class Pool:
         cache = CachePool.gather(
             [(pool.cache, model.indices(slots)) for pool, slots in runs],
             [max(member.own_len for member in pool.members) for pool, _ in runs],
-            _current_capacity([pool.members[index] for pool, index in pairs]),
+            *_current_room([pool.members[index] for pool, index in pairs]),
         )
         return cls([pool.members[index] for pool, index in pairs], cache, model)
 
@@ -338,8 +338,10 @@ def group(pools: Sequence_[Pool], size: int) -> list[list[Pool]]:
     return groups
 
 
-def _current_capacity(members: Iterable[Decoding]) -> int:
-    return max(min(member.capacity, member.own_len + GROWTH) for member in members)
+def _current_room(members: Sequence_[Decoding]) -> tuple[int, int]:
+    """Positions of the longest until the pool is packed anew, and how many any of them adds."""
+    capacity = max(min(member.capacity, member.own_len + GROWTH) for member in members)
+    return capacity, max(min(member.capacity, capacity) - member.own_len for member in members)
 
 
 def _joins(one: Pool, other: Pool, size: int) -> bool:

@@ -19,11 +19,19 @@ from flexgen_helm.model.checkpoint import fingerprint, read_spec, resolve
 from flexgen_helm.model.dtypes import DTYPES, resolve_device, resolve_dtype
 from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR, open_weights
 from flexgen_helm.offload.spill import Spill
-from flexgen_helm.planner.memory import MemoryPlan, Setup, nearest_policy, plan_memory
+from flexgen_helm.planner.memory import (
+    MemoryPlan,
+    Setup,
+    allowed_beside,
+    nearest_policy,
+    plan_memory,
+)
 from flexgen_helm.runtime.allocator import reuse_freed_memory
 from flexgen_helm.runtime.executor import BlockExecutor
 from flexgen_helm.runtime.loaded_model import Model
+from flexgen_helm.runtime.memory_watch import MemoryWatch
 from flexgen_helm.runtime.progress import OnProgress, Progress, progress_reporter
+from flexgen_helm.runtime.statistics import memory_bytes
 from flexgen_helm.runtime.tokenizer import checkpoint_tokenizer
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.compression import Compression
@@ -44,11 +52,19 @@ class Engine:
     """
 
     def __init__(
-        self, model: Model, description: EngineDescription, policy: Policy, plan: MemoryPlan
+        self,
+        model: Model,
+        description: EngineDescription,
+        policy: Policy,
+        plan: MemoryPlan,
+        watch: MemoryWatch | None = None,
     ) -> None:
         self._model: Model | None = model
+        self._watch = watch
+        self._cache_tokens = plan.cache_tokens
         self.policy = policy
-        """Shape of the blocks, and where everything is."""
+        """Shape of the blocks, and where everything is. Micro-batches become smaller, with a
+        warning, where memory turns out to be short."""
         self.plan = plan
         """Memory that this takes."""
         self._lock = threading.Lock()
@@ -112,6 +128,8 @@ class Engine:
             unified=torch.device(device).type == "cpu",
         )
         budget = budget or MemoryBudget()
+        allowed = allowed_beside(setup, budget, Tier.DEVICE)
+        before = memory_bytes(torch.device(device))
         policy = policy or nearest_policy(setup, Policy(), budget) or Policy()
         plan = plan_memory(setup, policy, budget)
         with (
@@ -144,8 +162,8 @@ class Engine:
         )
         spill = None
         if policy.spills:
-            allowed = budget.on(Tier.DISK)
-            limit = None if allowed is None else allowed - plan.weights_on_disk
+            on_disk = budget.on(Tier.DISK)
+            limit = None if on_disk is None else on_disk - plan.weights_on_disk
             spill = Spill(offload, overlap=policy.overlap, limit_bytes=limit)
         on_device = policy.cache == ON_DEVICE
         loaded = Model(
@@ -159,7 +177,8 @@ class Engine:
             attention_on_host=policy.attention == "host",
             spill=spill,
         )
-        return cls(loaded, description, policy, plan)
+        watch = None if allowed is None else MemoryWatch(loaded.device, before + allowed)
+        return cls(loaded, description, policy, plan, watch)
 
     def generate(
         self,
@@ -205,9 +224,13 @@ class Engine:
                     )
                 )
 
-            BlockExecutor(self._open_model(), self.policy, self.plan.cache_tokens).run(
-                requests, finish
+            executor = BlockExecutor(
+                self._open_model(), self.policy, self._cache_tokens, self._watch
             )
+            try:
+                executor.run(requests, finish)
+            finally:
+                self.policy, self._cache_tokens = executor.policy, executor.cache_tokens
         return [results[index] for index in range(len(requests))]
 
     def validate(self, request: GenerationRequest) -> None:

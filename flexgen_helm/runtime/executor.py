@@ -6,9 +6,12 @@ every executor that overlaps or offloads.
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Sequence_
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,6 +26,7 @@ from flexgen_helm.runtime.decode import DecodeMicroBatch, Pool, group, repack
 from flexgen_helm.runtime.head import Head
 from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
+from flexgen_helm.runtime.memory_watch import MemoryWatch, is_out_of_memory
 from flexgen_helm.runtime.prefill import PrefillMicroBatch
 from flexgen_helm.runtime.schedule import block_schedule
 from flexgen_helm.runtime.segments import KeptPrefix
@@ -30,6 +34,7 @@ from flexgen_helm.runtime.sequence import max_new_tokens
 from flexgen_helm.runtime.statistics import Cost, free_memory_bytes, peak_memory_bytes
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import GenerationRequest, GenerationResult
+from flexgen_helm.units import format_bytes
 
 MIN_KEPT = 64
 """Tokens from which a prefix is kept for the next block; fewer are computed again."""
@@ -37,6 +42,9 @@ MIN_KEPT = 64
 JOIN_SHARE = 0.25
 """Part of the room that must be free before new sequences join those in decode: every join costs
 micro-batches of its own."""
+
+LEAST_MICRO_BATCH_TOKENS = 16
+"""Prompt tokens computed together, however short memory is."""
 
 MicroBatch = PrefillMicroBatch | DecodeMicroBatch
 
@@ -54,19 +62,32 @@ class _Queue:
 class BlockExecutor:
     """Computes requests, in blocks as large as memory allows.
 
+    Where memory turns out to be short, micro-batches and cache become smaller, with a warning, and
+    what was under way when it was full is computed again.
+
     Args:
         model: what computes.
         policy: shape of blocks and memory for them.
         cache_tokens: tokens there is memory for; `None` if nobody has said.
+        watch: notices when more memory is used than was planned; `None` if there is no limit.
     """
 
-    def __init__(self, model: Model, policy: Policy, cache_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        policy: Policy,
+        cache_tokens: int | None = None,
+        watch: MemoryWatch | None = None,
+    ) -> None:
         self._model = model
-        self._policy = policy
+        self.policy = policy
+        """As given, or with smaller micro-batches."""
+        self._watch = watch
         self._head = Head(model)
         self._pools: list[Pool] = []
         self._num_blocks = 0
-        self._cache_tokens = _cache_limit(model, policy, cache_tokens)
+        self.cache_tokens = _cache_limit(model, policy, cache_tokens)
+        """Tokens the KV cache may hold."""
 
     @torch.inference_mode()
     def run(self, requests: Sequence_[GenerationRequest], on_result: OnResult) -> None:
@@ -75,7 +96,24 @@ class BlockExecutor:
         Raises:
             NumericsError: the model computed NaN.
         """
-        demands = {index: self._demand(request) for index, request in enumerate(requests)}
+        pending = dict(enumerate(requests))
+
+        def finish(index: int, result: GenerationResult) -> None:
+            del pending[index]
+            on_result(index, result)
+
+        while pending:
+            try:
+                self._run(dict(pending), finish)
+            except Exception as error:
+                if not is_out_of_memory(error) or not self._shrink(0.5, str(error)):
+                    raise
+            # Only here does the error hold nothing of what was under way any more.
+            self._pools = []
+            gc.collect()
+
+    def _run(self, requests: Mapping[int, GenerationRequest], on_result: OnResult) -> None:
+        demands = {index: self._demand(request) for index, request in requests.items()}
         decoding, prefill_only = (
             self._queue(
                 {i: d for i, d in demands.items() if bool(d.sequences) == decodes}, requests
@@ -89,6 +127,23 @@ class BlockExecutor:
             self._account(blocks, decode, time.perf_counter() - start_s)
             self._retire([block for _, block in blocks], on_result)
             del blocks, decode  # or what has ended would be in memory beside what comes next
+            if self._watch is not None and (excess := self._watch.new_excess()):
+                self._shrink(0.75, f"{format_bytes(excess)} more were used than the budget allows")
+
+    def _shrink(self, cache_share: float, reason: str) -> bool:
+        """Halve micro-batches, and cut the KV cache; return whether they could be larger."""
+        size, tokens = self.policy.micro_batch_size, self.policy.micro_batch_tokens
+        if size == 1 and tokens <= LEAST_MICRO_BATCH_TOKENS:
+            return False
+        size, tokens = max(1, size // 2), max(min(tokens, LEAST_MICRO_BATCH_TOKENS), tokens // 2)
+        self.policy = replace(self.policy, micro_batch_size=size, micro_batch_tokens=tokens)
+        self.cache_tokens = max(1, int(self.cache_tokens * cache_share))
+        warnings.warn(
+            f"memory is short ({reason}): going on with micro_batch_size={size},"
+            f" micro_batch_tokens={tokens} and {self.cache_tokens} tokens in the KV cache",
+            stacklevel=2,
+        )
+        return True
 
     def _demand(self, request: GenerationRequest) -> Demand:
         """What a request takes; without a second token nothing is cached for it."""
@@ -96,20 +151,22 @@ class BlockExecutor:
         sequences = request.sampling.num_completions if new_tokens > 1 else 0
         return Demand(sequences=sequences, new_tokens=max(0, new_tokens - 1))
 
-    def _queue(self, demands: dict[int, Demand], requests: Sequence_[GenerationRequest]) -> _Queue:
+    def _queue(
+        self, demands: dict[int, Demand], requests: Mapping[int, GenerationRequest]
+    ) -> _Queue:
         prompts = {index: requests[index].prompt_token_ids for index in demands}
-        share = self._policy.share_prefixes
+        share = self.policy.share_prefixes
         return _Queue(PendingRequests(prompts, demands, share_prefixes=share))
 
     def _admit(
-        self, decoding: _Queue, prefill_only: _Queue, requests: Sequence_[GenerationRequest]
+        self, decoding: _Queue, prefill_only: _Queue, requests: Mapping[int, GenerationRequest]
     ) -> list[tuple[_Queue, Block]]:
         """Blocks to prefill in the next pass: new sequences, then what fills the pass up.
 
         Requests that need no cache are what a pass with few sequences in decode is filled with.
         """
         blocks = []
-        rows = self._policy.num_micro_batches * self._policy.micro_batch_tokens
+        rows = self.policy.num_micro_batches * self.policy.micro_batch_tokens
         if (room := self._room(rows)) and (block := self._take(decoding, room, requests)):
             blocks.append((decoding, block))
             rows -= block.num_computed_tokens
@@ -121,8 +178,8 @@ class BlockExecutor:
     def _room(self, prompt_tokens: int) -> Room | None:
         """Room for new sequences; `None` while too little of it is free."""
         most = Room(
-            sequences=self._policy.effective_batch,
-            cached_tokens=self._cache_tokens,
+            sequences=self.policy.effective_batch,
+            cached_tokens=self.cache_tokens,
             prompt_tokens=prompt_tokens,
         )
         if not self._pools:
@@ -143,7 +200,7 @@ class BlockExecutor:
         return sum(pool.num_tokens for pool in self._pools) + sum(segments.values())
 
     def _take(
-        self, queue: _Queue, room: Room, requests: Sequence_[GenerationRequest]
+        self, queue: _Queue, room: Room, requests: Mapping[int, GenerationRequest]
     ) -> Block | None:
         # While sequences are in decode, what does not fit can wait for them to finish.
         cut = queue.pending.take(room, at_least=0 if self._pools else 1, min_kept=MIN_KEPT)
@@ -151,13 +208,13 @@ class BlockExecutor:
             return None
         jobs = [Job(index, requests[index], self._model) for index in cut.requests]
         self._num_blocks += 1
-        return Block(cut, jobs, queue.kept, self._num_blocks, self._model, self._policy)
+        return Block(cut, jobs, queue.kept, self._num_blocks, self._model, self.policy)
 
     def _run_pass(self, blocks: Sequence_[tuple[_Queue, Block]]) -> list[DecodeMicroBatch]:
         """Prefill blocks and add a token to each sequence in decode; return the latter."""
         decode = [
             DecodeMicroBatch(pools, self._model)
-            for pools in group(self._pools, self._policy.micro_batch_size)
+            for pools in group(self._pools, self.policy.micro_batch_size)
         ]
         prefill = [micro_batch for _, block in blocks for micro_batch in block.micro_batches]
         outputs = self._compute([*prefill, *decode], [block for _, block in blocks])
@@ -172,7 +229,7 @@ class BlockExecutor:
         """One pass over the weights: last hidden states of the needed rows per micro-batch."""
         spec, model = self._model.spec, self._model
         part = model.weights.fetch(EMBEDDINGS)
-        activations = Activations(self._policy.activations, model.device, model.spill)
+        activations = Activations(self.policy.activations, model.device, model.spill)
         for index, mb in enumerate(micro_batches):
             activations.put(index, opt.embed(spec, part, mb.token_ids, mb.positions))
         outputs = []
@@ -238,7 +295,7 @@ class BlockExecutor:
                 member.job.add_cached(member.own_len + member.shared_tokens)
                 if member.job.finished:
                     finished.append(member.job)
-        self._pools = repack(pools, self._policy.micro_batch_size)
+        self._pools = repack(pools, self.policy.micro_batch_size)
         peak = peak_memory_bytes(self._model.device)
         on_disk = self._model.spill.peak_bytes if self._model.spill else 0
         for job in {job.index: job for job in finished}.values():

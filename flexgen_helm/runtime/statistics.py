@@ -34,6 +34,13 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
+def memory_bytes(device: torch.device) -> int:
+    """Memory in use now: of the device on CUDA, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return resident_bytes()
+
+
 def resident_bytes() -> int:
     """Memory of this process now; its peak where the system does not tell."""
     try:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flexgen_helm.errors import StoreError
+from flexgen_helm.errors import DiskFullError, StoreError
 from flexgen_helm.offload.disk import ALIGNMENT
 from flexgen_helm.offload.spill import IDLE_BUFFERS, Buffers, RecordLayout, Spill
 
@@ -127,3 +127,8 @@ def test_buffers_come_back_if_they_fit():
         len(buffer) for buffer in buffers._idle
     )
     assert len(buffers._idle) == IDLE_BUFFERS
+
+
+def test_a_disk_that_is_full_is_told_from_one_that_is_broken(spill):
+    assert isinstance(spill.explain(OSError(28, "No space left on device")), DiskFullError)
+    assert type(spill.explain(OSError(5, "Input/output error"))) is StoreError

@@ -13,6 +13,7 @@ from flexgen_helm import (
     SamplingParams,
 )
 from flexgen_helm.errors import BudgetError
+from flexgen_helm.runtime import decode
 from flexgen_helm.specs.placement import Placement
 
 PLACEMENTS = {
@@ -144,6 +145,29 @@ def test_sequences_need_no_prompt_of_their_own(checkpoint, tmp_path):
             [result] = engine.generate([request])
             completions.append([completion.token_ids for completion in result.completions])
     assert completions[0] == completions[1]
+
+
+@pytest.mark.parametrize("place", ["device", "disk"])
+def test_short_sequences_of_a_pool_may_go_on_when_long_ones_have_ended(
+    checkpoint, place, tmp_path, monkeypatch
+):
+    """A pool of long prompts with few new tokens and of short prompts with many."""
+    monkeypatch.setattr(decode, "LEAST_FILLED", 0.5)
+    batch = [
+        GenerationRequest(
+            prompt_token_ids=[2, *range(5, 60 - 2 * i)],
+            sampling=SamplingParams(max_tokens=2 + 3 * i),
+        )
+        for i in range(12)
+    ]
+    policy = Policy(cache=PLACEMENTS[place], share_prefixes=False)
+    with Engine.from_pretrained(
+        checkpoint, dtype="float32", policy=policy, offload_dir=tmp_path
+    ) as engine:
+        results = engine.generate(batch)
+    assert [len(result.completions[0].token_ids) for result in results] == [
+        2 + 3 * i for i in range(12)
+    ]
 
 
 def test_no_spill_is_left_behind(checkpoint, tmp_path):
