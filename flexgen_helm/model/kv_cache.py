@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.model.cache_format import CacheFormat, move, tensors_of
-from flexgen_helm.model.rooms import make_room
+from flexgen_helm.model.rooms import RoomSize, make_room
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.spill import RecordLayout, Spill
 from flexgen_helm.specs.placement import Tier
@@ -153,19 +153,16 @@ class CachePool:
     Args:
         cache_format: how they are stored.
         num_slots: b.
-        capacity: t of the longest, at its end.
-        num_later: positions any of them gets after prefill, at most.
+        size: positions of each.
     """
 
-    def __init__(
-        self, cache_format: CacheFormat, num_slots: int, capacity: int, num_later: int
-    ) -> None:
+    def __init__(self, cache_format: CacheFormat, num_slots: int, size: RoomSize) -> None:
         self._format = cache_format
         self.num_slots = num_slots
-        self.capacity = capacity
+        self.capacity = size.capacity
         self._layers = [
             [
-                make_room(cache_format, tier, num_slots, capacity, num_later)
+                make_room(cache_format, tier, num_slots, size)
                 for tier in cache_format.tiers_of(layer)
             ]
             for layer in range(cache_format.spec.num_layers)
@@ -223,8 +220,7 @@ class CachePool:
         cls,
         pieces: Sequence[tuple[CachePool, Tensor]],
         lengths: Sequence[int],
-        capacity: int,
-        num_later: int,
+        size: RoomSize,
     ) -> CachePool:
         """Return a pool of the given slots of others, one after another.
 
@@ -234,12 +230,11 @@ class CachePool:
         Args:
             pieces: pools and, of each, the slots to take.
             lengths: of each pool, positions written at most.
-            capacity: of the new pool.
-            num_later: likewise.
+            size: of the new pool.
         """
         first = pieces[0][0]
         num_slots = sum(len(slots) for _, slots in pieces)
-        gathered = cls(first._format, num_slots, capacity, num_later)
+        gathered = cls(first._format, num_slots, size)
         for layer, both in enumerate(gathered._layers):
             for which, room in enumerate(both):
                 start = 0

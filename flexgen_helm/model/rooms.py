@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,20 @@ from flexgen_helm.model.cache_format import CacheFormat, Rows, tensors_of
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion
 from flexgen_helm.specs.placement import Tier
+
+
+class RoomSize(NamedTuple):
+    """Positions of each slot of a room."""
+
+    num_prefilled: int
+    """Written in prefill, at most."""
+
+    num_later: int
+    """Written after it, one at a time, at most."""
+
+    capacity: int
+    """t, of the longest at its end: no more than the other two together, as one slot may have
+    much of the one and another much of the other."""
 
 
 class Room(Protocol):
@@ -82,27 +96,24 @@ class MemoryRoom:
 class DiskRoom:
     """On disk: what prefill stores, in one record, and a record for each position after it.
 
+    What is read is what has been written, and is put in order in memory.
+
     Args:
         cache_format: how positions are stored.
         num_slots: b.
-        capacity: t.
-        num_later: positions that are written after prefill, at most.
+        size: t, and how much of it is written when.
         spill: the file.
     """
 
     def __init__(
-        self,
-        cache_format: CacheFormat,
-        num_slots: int,
-        capacity: int,
-        num_later: int,
-        spill: Spill,
+        self, cache_format: CacheFormat, num_slots: int, size: RoomSize, spill: Spill
     ) -> None:
         self._format = cache_format
         self._spill = spill
         self._num_slots = num_slots
-        self._num_later = num_later
-        self._layout = RecordLayout(cache_format.layout(num_slots, capacity))
+        self._size = size
+        self._layout = RecordLayout(cache_format.layout(num_slots, size.capacity))
+        self._first = RecordLayout(cache_format.layout(num_slots, size.num_prefilled))
         self._prefilled: Tensor | None = None
         """What prefill has stored so far, in memory."""
         self._region: SpillRegion | None = None
@@ -132,9 +143,9 @@ class DiskRoom:
                 )
             )
         )
-        later_bytes = self._num_later * RecordLayout.of(one_each).num_bytes
-        self._region = self._spill.region(self._layout.num_bytes + later_bytes)
-        self._region.append(self._layout, self._prefilled)
+        later_bytes = self._size.num_later * RecordLayout.of(one_each).num_bytes
+        self._region = self._spill.region(self._first.num_bytes + later_bytes)
+        self._region.append(self._first, self._prefilled)
         self._prefilled = None
 
     def begin_read(self) -> None:
@@ -144,19 +155,28 @@ class DiskRoom:
     @contextmanager
     def read(self) -> Iterator[Rows]:
         assert self._region is not None, "what is being prefilled is not read"
+        buffer = self._spill.buffers.take(self._layout.num_bytes)
+        rows = self._format.rows(self._layout.views(buffer))
         with self._region.read() as (first, *later):
-            rows = self._format.rows(first)
+            for tensor, part in zip(
+                tensors_of(rows), tensors_of(self._format.rows(first)), strict=True
+            ):
+                tensor[:, : self._size.num_prefilled] = part
+                tensor[:, self._size.num_prefilled :] = 0  # what is read must be finite
             for cells, record in zip(self._later, later, strict=True):
                 for tensor, part in zip(tensors_of(rows), record, strict=True):
                     cells.store(part.view(len(part), *tensor.shape[2:]), tensor)
+        try:
             yield rows
+        finally:
+            self._spill.buffers.give(buffer)
 
     def _prefill(self) -> Rows:
         """Return what is in memory until prefill ends."""
         if self._prefilled is None:
-            self._prefilled = self._spill.buffers.take(self._layout.num_bytes)
+            self._prefilled = self._spill.buffers.take(self._first.num_bytes)
             self._prefilled.zero_()  # what is never written is read, and must be finite
-        return self._format.rows(self._layout.views(self._prefilled))
+        return self._format.rows(self._first.views(self._prefilled))
 
     def _append(self, region: SpillRegion, cells: RowCells, rows: Tensor) -> None:
         region.append_copy(tensors_of(self._format.compress(cells.rows_of(rows))))
@@ -166,14 +186,12 @@ class DiskRoom:
 _CPU = torch.device("cpu")
 
 
-def make_room(
-    cache_format: CacheFormat, tier: Tier, num_slots: int, capacity: int, num_later: int
-) -> Room:
+def make_room(cache_format: CacheFormat, tier: Tier, num_slots: int, size: RoomSize) -> Room:
     """Return room on a tier."""
     if tier is Tier.DISK:
         assert cache_format.spill is not None, "a cache on disk comes with a spill"
-        return DiskRoom(cache_format, num_slots, capacity, num_later, cache_format.spill)
-    return MemoryRoom(cache_format, num_slots, capacity, cache_format.memory_of(tier))
+        return DiskRoom(cache_format, num_slots, size, cache_format.spill)
+    return MemoryRoom(cache_format, num_slots, size.capacity, cache_format.memory_of(tier))
 
 
 def _write(cache_format: CacheFormat, room: Rows, cells: RowCells, rows: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flexgen_helm.model.attention import Attended, attend_one, attend_rows, merge_
 from flexgen_helm.model.kv_cache import CachePool, KeysValues, SegmentCache
+from flexgen_helm.model.rooms import RoomSize
 from flexgen_helm.model.row_cells import RowCells, row_index
 from flexgen_helm.model.sparse_attention import (
     LargestScores,
@@ -62,8 +63,8 @@ class Decoding:
 
     @property
     def own_len(self) -> int:
-        """Tokens its own cache holds."""
-        return self.chain_len + len(self.sequence.generated) - 1
+        """Tokens its own cache holds; the last token has not been read yet."""
+        return self.chain_len + max(0, len(self.sequence.generated) - 1)
 
 
 class Pool:
@@ -85,7 +86,7 @@ class Pool:
     def make(cls, members: Iterable[Decoding], model: Model) -> Pool:
         """Return a pool with an empty cache."""
         ordered = sorted(members, key=lambda member: member.order)
-        cache = CachePool(model.cache_format, len(ordered), *_current_room(ordered))
+        cache = CachePool(model.cache_format, len(ordered), _current_size(ordered))
         return cls(ordered, cache, model)
 
     @property
@@ -141,7 +142,7 @@ class Pool:
         cache = CachePool.gather(
             [(pool.cache, model.indices(slots)) for pool, slots in runs],
             [max(member.own_len for member in pool.members) for pool, _ in runs],
-            *_current_room([pool.members[index] for pool, index in pairs]),
+            _current_size([pool.members[index] for pool, index in pairs]),
         )
         return cls([pool.members[index] for pool, index in pairs], cache, model)
 
@@ -338,10 +339,14 @@ def group(pools: Sequence_[Pool], size: int) -> list[list[Pool]]:
     return groups
 
 
-def _current_room(members: Sequence_[Decoding]) -> tuple[int, int]:
-    """Positions of the longest until the pool is packed anew, and how many any of them adds."""
+def _current_size(members: Sequence_[Decoding]) -> RoomSize:
+    """Size of a pool until it is packed anew."""
     capacity = max(min(member.capacity, member.own_len + GROWTH) for member in members)
-    return capacity, max(min(member.capacity, capacity) - member.own_len for member in members)
+    return RoomSize(
+        num_prefilled=max(member.own_len for member in members),
+        num_later=max(min(member.capacity, capacity) - member.own_len for member in members),
+        capacity=capacity,
+    )
 
 
 def _joins(one: Pool, other: Pool, size: int) -> bool:

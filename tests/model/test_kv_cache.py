@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from flexgen_helm import Compression
 from flexgen_helm.model.cache_format import CacheFormat, place_cache
 from flexgen_helm.model.kv_cache import CachePool, KeysByHead, KeysValues, SegmentCache
+from flexgen_helm.model.rooms import RoomSize
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.spill import Spill
 from flexgen_helm.quant.quantize import dequantize, quantize
@@ -94,7 +95,7 @@ def test_joining_and_slicing_undo_each_other():
 
 @pytest.mark.parametrize("bits", [None, 4])
 def test_a_pool_reads_each_slot_by_head_and_finite_beyond(bits, spill):
-    pool = CachePool(cache_format(bits, spill), 2, 4, 0)
+    pool = CachePool(cache_format(bits, spill), 2, RoomSize(3, 0, 4))
     new = rows(5)
     pool.write(1, RowCells([0, 1, 2], [0, 0, 0], [0, 1, 2], CPU), new)
     pool.write(1, RowCells([3, 4], [1, 1], [0, 1], CPU), new)
@@ -109,7 +110,7 @@ def test_a_pool_reads_each_slot_by_head_and_finite_beyond(bits, spill):
 
 @pytest.mark.parametrize("bits", [None, 4])
 def test_a_pool_takes_a_position_of_each_slot_at_a_time(bits, spill):
-    pool, plain = (CachePool(cache_format(bits, s), 3, 6, 2) for s in (spill, None))
+    pool, plain = (CachePool(cache_format(bits, s), 3, RoomSize(3, 2, 6)) for s in (spill, None))
     steps = [
         RowCells(range(3), [0, 1, 2], [1, 0, 2], CPU),
         RowCells(range(3), [0, 1, 2], [2, 1, 3], CPU),
@@ -127,7 +128,8 @@ def test_a_pool_takes_a_position_of_each_slot_at_a_time(bits, spill):
 @pytest.mark.parametrize("bits", [None, 4])
 def test_gathering_moves_slots_as_they_are(bits, spill):
     stored = cache_format(bits, spill)
-    one, other = CachePool(stored, 2, 3, 0), CachePool(stored, 1, 2, 0)
+    one = CachePool(stored, 2, RoomSize(3, 0, 3))
+    other = CachePool(stored, 1, RoomSize(2, 0, 2))
     for layer in range(2):
         one.write(layer, RowCells(range(2), [0, 1], [0, 2], CPU), rows(2, layer))
         other.write(layer, RowCells([0], [0], [1], CPU), rows(1, 9))
@@ -137,8 +139,7 @@ def test_gathering_moves_slots_as_they_are(bits, spill):
     gathered = CachePool.gather(
         [(other, torch.tensor([0])), (one, torch.tensor([1]))],
         lengths=[2, 3],
-        capacity=5,
-        num_later=0,
+        size=RoomSize(3, 2, 5),
     )
     assert (gathered.num_slots, gathered.capacity) == (2, 5)
     for which in range(2):

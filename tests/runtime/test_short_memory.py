@@ -114,11 +114,11 @@ def test_a_spill_that_is_full_makes_the_cache_smaller(checkpoint, expected, monk
     made = Spill.__init__
 
     def small(self, directory, **options):
-        made(self, directory, **{**options, "limit_bytes": 1_500_000})
+        made(self, directory, **{**options, "limit_bytes": 400_000})
 
     monkeypatch.setattr(Spill, "__init__", small)
     policy = Policy(cache=Placement(disk=1), cache_bytes=10_000_000)
-    with pytest.warns(UserWarning, match="memory is short .* bytes are needed on disk, 1500000"):
+    with pytest.warns(UserWarning, match="memory is short .* bytes are needed on disk, 400000"):
         actual, _ = generate(checkpoint, policy=policy, offload_dir=tmp_path)
     assert actual == expected
 
