@@ -62,6 +62,16 @@ class CacheFormat:
             self.compression, num_tokens=1, dtype_bytes=self.dtype.itemsize
         )
 
+    @property
+    def bytes_per_position(self) -> int:
+        """Bytes of the keys, or of the values, of one position in one layer."""
+        return self.bytes_per_token // (2 * self.spec.num_layers)
+
+    @property
+    def spills(self) -> bool:
+        """Whether any are on disk."""
+        return any(Tier.DISK in both for both in self.tiers)
+
     def compress(self, rows: Tensor) -> Rows:
         """Turn [n, e] into what is stored."""
         if self.compression.cache_bits is None:

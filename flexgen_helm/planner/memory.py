@@ -16,6 +16,7 @@ from flexgen_helm.specs.chunks import (
     HEAD_COLUMNS,
     HEAD_ROWS,
     LEAST_FILLED,
+    SPILLED_AT_ONCE,
 )
 from flexgen_helm.specs.compression import Compression, quantized_bytes
 from flexgen_helm.specs.model import ModelSpec
@@ -136,6 +137,7 @@ def fixed_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
         "staging buffers": {Tier.HOST: 2 * read},
         "layer in use": {Tier.DEVICE: _layer_in_use(setup, policy)},
         "activations": {tier: rows * width * policy.activations.on(tier) for tier in Tier},
+        "cache on its way to disk": {Tier.HOST: _cache_on_its_way(setup, policy)},
         "micro-batch": {Tier.DEVICE: _micro_batch(setup, policy)},
         "sparse attention": {Tier.DEVICE: _sparse_attention(setup, policy)},
         # In float32, and their log-probabilities; and a part of the LM head as it is read fastest.
@@ -148,21 +150,16 @@ def fixed_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
 
 
 def cache_per_token(setup: Setup, policy: Policy) -> Bytes:
-    """Return what a token in the KV cache takes.
-
-    What is on disk passes through memory layer by layer: prefill fills a buffer while the one
-    before is written, decode reads one while another is used.
-    """
+    """Return what a token in the KV cache takes."""
     spec = setup.spec
     stored = spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
     token = stored / LEAST_FILLED  # the rest of a pool is padding, at most
-    passing = 4 / spec.num_layers * token if policy.cache.disk else 0
     decompressed = 2 * spec.hidden_size * setup.dtype_bytes / LEAST_FILLED
     return {
         Tier.DEVICE: policy.cache.device * token
         + (decompressed if setup.compression.cache_bits is not None else 0)
         + _sparse_per_token(setup),
-        Tier.HOST: policy.cache.host * token + passing,
+        Tier.HOST: policy.cache.host * token,
         Tier.DISK: policy.cache.disk * token,
     }
 
@@ -229,6 +226,23 @@ def _micro_batch(setup: Setup, policy: Policy) -> int:
     spec = setup.spec
     widths = max(20 * spec.hidden_size, 4 * spec.hidden_size + spec.ffn_size)
     return (policy.micro_batch_tokens * widths + 3 * CHUNK_SCORES) * setup.dtype_bytes
+
+
+def _cache_on_its_way(setup: Setup, policy: Policy) -> float:
+    """Keys and values between memory and disk.
+
+    Prefill fills those of a layer, of all rows of a pass, while those of the layer before are
+    written. Decode has keys and values that are read next, those being used as they are read and as
+    they are put in order, and as many buffers between two uses.
+    """
+    if not policy.cache.disk:
+        return 0
+    spec = setup.spec
+    stored = spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
+    position = stored / (2 * spec.num_layers)
+    rows = policy.micro_batch_tokens * policy.num_micro_batches
+    at_once = max(SPILLED_AT_ONCE, spec.max_positions * position)
+    return 4 * rows * position / LEAST_FILLED + 8 * at_once
 
 
 def _sparse_attention(setup: Setup, policy: Policy) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.segments import Segment
 from flexgen_helm.runtime.sequence import Sequence
-from flexgen_helm.specs.chunks import LEAST_FILLED
+from flexgen_helm.specs.chunks import LEAST_FILLED, SPILLED_AT_ONCE
 
 POOL_READS = 1.5
 """What a pool costs per token beside its sequences, in times a sequence's cache is read."""
@@ -79,6 +80,7 @@ class Pool:
     def __init__(self, members: Sequence_[Decoding], cache: CachePool, model: Model) -> None:
         self.cache = cache
         self.members = list(members)
+        self.most_positions = _most_positions(model)
         self._slots = list(range(len(self.members)))
         self._model = model
 
@@ -306,9 +308,11 @@ def _merge_rows_(total: Attended, rows: slice | Tensor, part: Attended) -> None:
 def make_pools(members: Iterable[Decoding], size: int, model: Model) -> list[Pool]:
     """Divide sequences into pools of at most `size`, of similar capacity each."""
     pools: list[list[Decoding]] = []
+    most = _most_positions(model)
     for member in sorted(members, key=lambda member: (-member.capacity, member.order)):
-        longest = pools[-1][0].capacity if pools else 0
-        if not pools or len(pools[-1]) == size or member.capacity < LEAST_FILLED * longest:
+        longest, count = (pools[-1][0].capacity, len(pools[-1]) + 1) if pools else (0, 1)
+        fit = count <= size and count * longest <= most
+        if not pools or not fit or member.capacity < LEAST_FILLED * longest:
             pools.append([])
         pools[-1].append(member)
     return [Pool.make(pool, model) for pool in pools]
@@ -332,8 +336,7 @@ def group(pools: Sequence_[Pool], size: int) -> list[list[Pool]]:
     """Divide pools into micro-batches of at most `size` sequences, one pool at least."""
     groups: list[list[Pool]] = []
     for pool in pools:
-        used = sum(len(other.members) for other in groups[-1]) if groups else size
-        if used + len(pool.members) > size:
+        if not groups or not _fit([*groups[-1], pool], size):
             groups.append([])
         groups[-1].append(pool)
     return groups
@@ -349,12 +352,25 @@ def _current_size(members: Sequence_[Decoding]) -> RoomSize:
     )
 
 
+def _most_positions(model: Model) -> float:
+    """Positions of a pool whose keys, or values, may be read at once; those of one always may."""
+    cache_format = model.cache_format
+    if not cache_format.spills:
+        return math.inf
+    return SPILLED_AT_ONCE / cache_format.bytes_per_position
+
+
+def _fit(pools: Sequence_[Pool], size: int) -> bool:
+    """Whether pools may pass through a layer together."""
+    positions = sum(len(pool.members) * pool.capacity for pool in pools)
+    return sum(len(pool.members) for pool in pools) <= size and positions <= pools[0].most_positions
+
+
 def _joins(one: Pool, other: Pool, size: int) -> bool:
     """Whether two pools, the longer first, are joined: if that saves more than it costs."""
-    fit = len(one.members) + len(other.members) <= size
     saved_reads = POOL_READS * min(one.remaining_len, other.remaining_len)
     pays = saved_reads > one.copy_reads + other.copy_reads
-    return fit and pays and other.capacity >= LEAST_FILLED * one.capacity
+    return _fit([one, other], size) and pays and other.capacity >= LEAST_FILLED * one.capacity
 
 
 def _readers(members: Iterable[Decoding]) -> list[tuple[Segment, list[int]]]:

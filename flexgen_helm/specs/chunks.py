@@ -18,5 +18,9 @@ DEQUANTIZED_AT_ONCE = 1 << 20
 """Numbers dequantized at once: what is computed on the way takes several times their bytes, and
 should stay in the CPU's cache."""
 
+SPILLED_AT_ONCE = 32 << 20
+"""Bytes of keys, or of values, of a layer that are read from disk at once: enough for the disk, and
+a few of them are in memory at a time."""
+
 LEAST_FILLED = 0.8
 """Sequences share a pool if the shortest needs at least this part of the longest one's capacity."""

@@ -1,15 +1,17 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from flexgen_helm.model.cache_format import CacheFormat
-from flexgen_helm.model.kv_cache import KeysValues
+from flexgen_helm.model.kv_cache import CachePool, KeysValues
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.runtime import decode
 from flexgen_helm.runtime.decode import Decoding, Pool, group, make_pools, repack
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
+from flexgen_helm.specs.placement import Tier
 
 CPU = torch.device("cpu")
 
@@ -76,6 +78,19 @@ def test_pools_are_no_larger_than_a_micro_batch():
     assert [len(pool.members) for pool in pools] == [3, 3, 1]
 
 
+def test_pools_on_disk_are_no_larger_than_what_is_read_at_once(monkeypatch):
+    tiers = [(Tier.DISK, Tier.DEVICE)]
+    on_disk = SimpleNamespace(
+        **{**vars(MODEL), "cache_format": replace(MODEL.cache_format, tiers=tiers)}
+    )
+    monkeypatch.setattr(CachePool, "__init__", lambda *_: None)
+    monkeypatch.setattr(decode, "SPILLED_AT_ONCE", 40 * 8 * 4)  # keys of 40 positions
+    pools = make_pools([decoding(place) for place in range(5)], 256, on_disk)
+    assert [len(pool.members) for pool in pools] == [2, 2, 1], "of 15 positions each"
+    long = make_pools([decoding(place, chain_len=90) for place in range(2)], 256, on_disk)
+    assert [len(pool.members) for pool in long] == [1, 1], "one is read whatever its length"
+
+
 def test_room_grows_with_the_sequences():
     [pool] = make_pools([decoding(0, new_tokens=500)], 4, MODEL)
     assert pool.cache.capacity == 10 + decode.GROWTH
@@ -129,9 +144,17 @@ def test_empty_pools_are_dropped():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "groups"),
-    [([], []), ([5], [[5]]), ([3, 1, 2], [[3, 1], [2]]), ([9, 1], [[9], [1]])],
+    ("sizes", "most", "groups"),
+    [
+        ([], 99, []),
+        ([5], 99, [[5]]),
+        ([3, 1, 2], 99, [[3, 1], [2]]),
+        ([9, 1], 99, [[9], [1]]),
+        ([3, 1], 35, [[3], [1]]),
+    ],
 )
-def test_micro_batches_are_filled_with_whole_pools(sizes, groups):
-    pools = [SimpleNamespace(members=[None] * size) for size in sizes]
+def test_micro_batches_are_filled_with_whole_pools(sizes, most, groups):
+    pools = [
+        SimpleNamespace(members=[None] * size, capacity=9, most_positions=most) for size in sizes
+    ]
     assert [[len(pool.members) for pool in part] for part in group(pools, 4)] == groups
