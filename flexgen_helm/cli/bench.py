@@ -117,7 +117,7 @@ def _add_offload_parser(benchmarks: argparse._SubParsersAction[argparse.Argument
     )
     add("--decode-heavy", type=_workload, default="32/128", metavar="P/N", help="likewise")
     add("--requests", type=_from(1), default=96, metavar="N", help="of ours, prefill-heavy")
-    add("--decode-requests", type=_from(1), default=96, metavar="N", help="of ours, decode-heavy")
+    add("--decode-requests", type=_from(1), default=384, metavar="N", help="of ours, decode-heavy")
     add(
         "--memory-limit",
         type=_size,
