@@ -22,10 +22,10 @@ from flexgen_helm.batching.prefix_tree import NO_NODE, build_tree
 from flexgen_helm.batching.readings import NO_SEGMENT
 from flexgen_helm.model.kv_cache import SegmentCache
 from flexgen_helm.model.row_cells import RowCells, Stretch
-from flexgen_helm.runtime.decode import Decoding, make_pools
 from flexgen_helm.runtime.head import Head
 from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
+from flexgen_helm.runtime.pools import Decoding, make_pools
 from flexgen_helm.runtime.prefill import PoolWrite, PrefillMicroBatch
 from flexgen_helm.runtime.row_numbers import RowNumbers
 from flexgen_helm.runtime.segments import KeptPrefix, Segment

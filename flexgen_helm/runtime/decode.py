@@ -1,214 +1,20 @@
-"""Sequences in decode: pools of them with their caches, and micro-batches made of pools."""
+"""Micro-batches of sequences in decode."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Sequence_
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flexgen_helm.model.attention import Attended, attend_one, attend_rows, merge_
-from flexgen_helm.model.kv_cache import CachePool, KeysValues, SegmentCache
-from flexgen_helm.model.rooms import RoomSize
-from flexgen_helm.model.row_cells import RowCells, row_index
-from flexgen_helm.model.sparse_attention import (
-    LargestScores,
-    TopPositions,
-    attend_shared_top,
-    attend_top,
-    find_top,
-)
-from flexgen_helm.runtime.job import Job
+from flexgen_helm.model.attention import Attended, attend_rows, merge_
+from flexgen_helm.model.kv_cache import KeysValues, SegmentCache
+from flexgen_helm.model.row_cells import row_index
+from flexgen_helm.model.sparse_attention import LargestScores, attend_shared_top
 from flexgen_helm.runtime.loaded_model import Model
+from flexgen_helm.runtime.pools import Decoding, Pool
 from flexgen_helm.runtime.segments import Segment
-from flexgen_helm.runtime.sequence import Sequence
-from flexgen_helm.specs.chunks import LEAST_FILLED, SPILLED_AT_ONCE
-
-POOL_READS = 1.5
-"""What a pool costs per token beside its sequences, in times a sequence's cache is read."""
-
-COPY_READS = 5
-"""What it costs to copy a sequence's cache, in times it is read: the copy is written to memory that
-the system has to provide."""
-
-GROWTH = 64
-"""Tokens a pool has more room for than it holds when it is packed. All of that room is read for
-every token, so it does not begin with what the longest completion might need."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Decoding:
-    """A sequence in decode."""
-
-    sequence: Sequence
-    job: Job
-    """The request it completes."""
-
-    order: tuple[int, int]
-    """Block and position."""
-
-    segments: tuple[Segment, ...]
-    """What it shares with others."""
-
-    shared_tokens: float
-    """Its share of the tokens in these."""
-
-    chain_len: int
-    """Prompt tokens it has to itself."""
-
-    capacity: int
-    """Tokens its own cache will hold at most."""
-
-    @property
-    def own_len(self) -> int:
-        """Tokens its own cache holds; the last token has not been read yet."""
-        return self.chain_len + max(0, len(self.sequence.generated) - 1)
-
-
-class Pool:
-    """Sequences whose own keys and values stand side by side.
-
-    Args:
-        members: sequences by slot, sorted by `order`.
-        cache: their own keys and values.
-        model: what computes them.
-    """
-
-    def __init__(self, members: Sequence_[Decoding], cache: CachePool, model: Model) -> None:
-        self.cache = cache
-        self.members = list(members)
-        self.most_positions = _most_positions(model)
-        self._slots = list(range(len(self.members)))
-        self._model = model
-
-    @classmethod
-    def make(cls, members: Iterable[Decoding], model: Model) -> Pool:
-        """Return a pool with an empty cache."""
-        ordered = sorted(members, key=lambda member: member.order)
-        cache = CachePool(model.cache_format, len(ordered), _current_size(ordered))
-        return cls(ordered, cache, model)
-
-    @property
-    def sequences(self) -> list[Sequence]:
-        return [member.sequence for member in self.members]
-
-    @property
-    def capacity(self) -> int:
-        """Tokens each slot will need at most."""
-        return max(member.capacity for member in self.members)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens all slots will need at most."""
-        return self.cache.num_slots * self.capacity
-
-    @property
-    def copy_reads(self) -> float:
-        """What it costs to pack it anew, in times a sequence's cache is read."""
-        return COPY_READS * len(self.members)
-
-    @property
-    def remaining_len(self) -> int:
-        """Tokens until all sequences have ended, at most."""
-        return max(member.capacity - member.own_len for member in self.members)
-
-    @property
-    def outgrown(self) -> bool:
-        """Whether the next token has no place, or unused slots cost more than packing it anew."""
-        full = max(member.own_len for member in self.members) >= self.cache.capacity
-        unused = self.cache.num_slots - len(self.members)
-        return full or unused * self.remaining_len > self.copy_reads
-
-    def drop_finished(self) -> list[Decoding]:
-        """Take out the sequences that have ended."""
-        alive = [not member.sequence.finished for member in self.members]
-        dropped = [m for m, live in zip(self.members, alive, strict=True) if not live]
-        self._slots = [s for s, live in zip(self._slots, alive, strict=True) if live]
-        self.members = [m for m, live in zip(self.members, alive, strict=True) if live]
-        return dropped
-
-    @classmethod
-    def merge(cls, pools: Sequence_[Pool]) -> Pool:
-        """Return one pool of those that are left in several, without unused slots, with room."""
-        model = pools[0]._model
-        pairs = [(pool, index) for pool in pools for index in range(len(pool.members))]
-        pairs.sort(key=lambda pair: pair[0].members[pair[1]].order)
-        runs: list[tuple[Pool, list[int]]] = []
-        for pool, index in pairs:
-            if not runs or runs[-1][0] is not pool:
-                runs.append((pool, []))
-            runs[-1][1].append(pool._slots[index])
-        cache = CachePool.gather(
-            [(pool.cache, model.indices(slots)) for pool, slots in runs],
-            [max(member.own_len for member in pool.members) for pool, _ in runs],
-            _current_size([pool.members[index] for pool, index in pairs]),
-        )
-        return cls([pool.members[index] for pool, index in pairs], cache, model)
-
-    def begin_token(self) -> None:
-        """Prepare what is the same in all layers."""
-        lengths = [member.own_len for member in self.members]
-        self._cells = RowCells(range(len(lengths)), self._slots, lengths, self._model.device)
-        self._used = self._model.indices(self._slots)
-        ends = self._model.indices([0] * self.cache.num_slots)
-        ends[self._used] = self._model.indices(lengths)
-        mask = torch.arange(self.cache.capacity, device=ends.device) >= ends[:, None]
-        device = self._model.attention_device
-        self._mask, self._used = mask.to(device), self._used.to(device)
-
-    def begin_read(self, layer: int) -> None:
-        """Begin to read what `attend` will wait for."""
-        self.cache.begin_read(layer)
-
-    def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Attended:
-        """Attention, in a layer, of each sequence's new position [b, h, d] to what is its own."""
-        q, own_keys, own_values = map(self._by_slot, _by_head(queries, new))
-        device = self._model.attention_device
-        with (
-            self.cache.read_keys(layer, device) as keys,
-            self.cache.read_values(layer, device) as values,
-        ):
-            attended = attend_one(q, keys, values, self._mask, own_keys, own_values)
-        self.cache.write(layer, self._cells, new)
-        return Attended(*map(self._by_row, attended)).to(queries.device)
-
-    def find_top(self, layer: int, queries: Tensor, most: int) -> TopPositions:
-        """Find, in a layer, what of their own past new positions [n, h, d] may attend to."""
-        with self.cache.read_keys(layer, self._model.attention_device) as keys:
-            top = find_top(self._by_slot(queries), keys, self._mask, most)
-        return TopPositions(*map(self._by_row, top))
-
-    def attend_top(
-        self,
-        layer: int,
-        queries: Tensor,
-        new: KeysValues,
-        top: TopPositions,
-        thresholds: Tensor,
-    ) -> Attended:
-        """Do as `attend` does, with that part of the past whose scores reach a threshold [n, h]."""
-        device = self._model.attention_device
-        q, own_keys, own_values = (x.to(device) for x in _by_head(queries, new))
-        top_values = self._by_row(self.cache.values_at(layer, self._by_slot(top.positions)))
-        attended = attend_top(q, own_keys, own_values, top, top_values, thresholds.to(device))
-        self.cache.write(layer, self._cells, new)
-        return attended.to(queries.device)
-
-    def _by_slot(self, rows: Tensor) -> Tensor:
-        """Bring rows of new positions [n, ...] to where attention is computed, by slot [b, ...]."""
-        rows = rows.to(self._model.attention_device)
-        if len(self._slots) == self.cache.num_slots:
-            return rows
-        slots = rows.new_zeros(self.cache.num_slots, *rows.shape[1:])
-        slots[self._used] = rows
-        return slots
-
-    def _by_row(self, slots: Tensor) -> Tensor:
-        """Undo `_by_slot`, where attention is computed."""
-        return slots if len(self._slots) == self.cache.num_slots else slots[self._used]
 
 
 class DecodeMicroBatch:
@@ -282,11 +88,6 @@ class DecodeMicroBatch:
             _stored(segment).begin_read(layer)
 
 
-def _by_head(queries: Tensor, new: KeysValues) -> list[Tensor]:
-    """Queries [n, h, d], and new keys and values [n, e], as three of the former."""
-    return [queries, *(x.unflatten(1, queries.shape[1:]) for x in new)]
-
-
 def _stored(segment: Segment) -> SegmentCache:
     assert segment.cache is not None, "a segment above a sequence in decode is cached"
     return segment.cache
@@ -303,74 +104,6 @@ def _merge_rows_(total: Attended, rows: slice | Tensor, part: Attended) -> None:
     if not isinstance(rows, slice):  # of a slice, `read` is a view
         for tensor, changed in zip(total, read, strict=True):
             tensor[rows] = changed
-
-
-def make_pools(members: Iterable[Decoding], size: int, model: Model) -> list[Pool]:
-    """Divide sequences into pools of at most `size`, of similar capacity each."""
-    pools: list[list[Decoding]] = []
-    most = _most_positions(model)
-    for member in sorted(members, key=lambda member: (-member.capacity, member.order)):
-        longest, count = (pools[-1][0].capacity, len(pools[-1]) + 1) if pools else (0, 1)
-        fit = count <= size and count * longest <= most
-        if not pools or not fit or member.capacity < LEAST_FILLED * longest:
-            pools.append([])
-        pools[-1].append(member)
-    return [Pool.make(pool, model) for pool in pools]
-
-
-def repack(pools: Iterable[Pool], size: int) -> list[Pool]:
-    """Drop empty pools, pack outgrown ones anew, and join those that are soon better together."""
-    repacked: list[Pool] = []
-    for pool in sorted((p for p in pools if p.members), key=lambda pool: -pool.capacity):
-        other = repacked[-1] if repacked else None
-        if other is not None and _joins(other, pool, size):
-            repacked[-1] = Pool.merge([other, pool])
-        elif pool.outgrown:
-            repacked.append(Pool.merge([pool]))
-        else:
-            repacked.append(pool)
-    return repacked
-
-
-def group(pools: Sequence_[Pool], size: int) -> list[list[Pool]]:
-    """Divide pools into micro-batches of at most `size` sequences, one pool at least."""
-    groups: list[list[Pool]] = []
-    for pool in pools:
-        if not groups or not _fit([*groups[-1], pool], size):
-            groups.append([])
-        groups[-1].append(pool)
-    return groups
-
-
-def _current_size(members: Sequence_[Decoding]) -> RoomSize:
-    """Size of a pool until it is packed anew."""
-    capacity = max(min(member.capacity, member.own_len + GROWTH) for member in members)
-    return RoomSize(
-        num_prefilled=max(member.own_len for member in members),
-        num_later=max(min(member.capacity, capacity) - member.own_len for member in members),
-        capacity=capacity,
-    )
-
-
-def _most_positions(model: Model) -> float:
-    """Positions of a pool whose keys, or values, may be read at once; those of one always may."""
-    cache_format = model.cache_format
-    if not cache_format.spills:
-        return math.inf
-    return SPILLED_AT_ONCE / cache_format.bytes_per_position
-
-
-def _fit(pools: Sequence_[Pool], size: int) -> bool:
-    """Whether pools may pass through a layer together."""
-    positions = sum(len(pool.members) * pool.capacity for pool in pools)
-    return sum(len(pool.members) for pool in pools) <= size and positions <= pools[0].most_positions
-
-
-def _joins(one: Pool, other: Pool, size: int) -> bool:
-    """Whether two pools, the longer first, are joined: if that saves more than it costs."""
-    saved_reads = POOL_READS * min(one.remaining_len, other.remaining_len)
-    pays = saved_reads > one.copy_reads + other.copy_reads
-    return _fit([one, other], size) and pays and other.capacity >= LEAST_FILLED * one.capacity
 
 
 def _readers(members: Iterable[Decoding]) -> list[tuple[Segment, list[int]]]:

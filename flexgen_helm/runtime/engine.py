@@ -230,7 +230,8 @@ class Engine:
             try:
                 executor.run(requests, finish)
             finally:
-                self.policy, self._cache_tokens = executor.policy, executor.cache_tokens
+                if executor.policy != self.policy:  # memory was short
+                    self.policy, self._cache_tokens = executor.policy, executor.cache_tokens
         return [results[index] for index in range(len(requests))]
 
     def validate(self, request: GenerationRequest) -> None:

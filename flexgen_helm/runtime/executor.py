@@ -22,11 +22,12 @@ from flexgen_helm.model import opt
 from flexgen_helm.offload.weights import EMBEDDINGS, layer_part
 from flexgen_helm.runtime.activations import Activations
 from flexgen_helm.runtime.block import Block
-from flexgen_helm.runtime.decode import DecodeMicroBatch, Pool, group, repack
+from flexgen_helm.runtime.decode import DecodeMicroBatch
 from flexgen_helm.runtime.head import Head
 from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.memory_watch import MemoryWatch, is_out_of_memory
+from flexgen_helm.runtime.pools import Pool, group, repack
 from flexgen_helm.runtime.prefill import PrefillMicroBatch
 from flexgen_helm.runtime.schedule import block_schedule
 from flexgen_helm.runtime.segments import KeptPrefix
@@ -108,6 +109,8 @@ class BlockExecutor:
             except Exception as error:
                 if not is_out_of_memory(error) or not self._shrink(0.5, str(error)):
                     raise
+            else:
+                break
             # Only here does the error hold nothing of what was under way any more.
             self._pools = []
             gc.collect()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flexgen_helm import Compression, Engine, GenerationRequest, Policy, SamplingParams
 from flexgen_helm.batching import packing
-from flexgen_helm.runtime import decode, executor
+from flexgen_helm.runtime import executor, pools
 from tests.conftest import byte_tokenizer, save_random_checkpoint
 from tests.runtime.plain_executor import PlainExecutor
 
@@ -126,7 +126,7 @@ def test_output_equals_the_plain_engine(engine, batch, policy, min_segment, max_
         patch.setattr(packing, "MIN_DECODED_SEGMENT_READS", min_segment)
         patch.setattr(packing, "MAX_CARRIED", max_carried)
         patch.setattr(executor, "MIN_KEPT", min_kept)
-        patch.setattr(decode, "GROWTH", 3)
+        patch.setattr(pools, "GROWTH", 3)
         check(engine, batch, policy)
 
 

@@ -13,7 +13,7 @@ from flexgen_helm import (
     SamplingParams,
 )
 from flexgen_helm.errors import BudgetError
-from flexgen_helm.runtime import decode
+from flexgen_helm.runtime import pools
 from flexgen_helm.specs.placement import Placement
 
 PLACEMENTS = {
@@ -152,7 +152,7 @@ def test_short_sequences_of_a_pool_may_go_on_when_long_ones_have_ended(
     checkpoint, place, tmp_path, monkeypatch
 ):
     """A pool of long prompts with few new tokens and of short prompts with many."""
-    monkeypatch.setattr(decode, "LEAST_FILLED", 0.5)
+    monkeypatch.setattr(pools, "LEAST_FILLED", 0.5)
     batch = [
         GenerationRequest(
             prompt_token_ids=[2, *range(5, 60 - 2 * i)],

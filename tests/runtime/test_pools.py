@@ -7,8 +7,7 @@ import torch
 from flexgen_helm.model.cache_format import CacheFormat
 from flexgen_helm.model.kv_cache import CachePool, KeysValues
 from flexgen_helm.model.row_cells import RowCells
-from flexgen_helm.runtime import decode
-from flexgen_helm.runtime.decode import Decoding, Pool, group, make_pools, repack
+from flexgen_helm.runtime.pools import GROWTH, Decoding, Pool, group, make_pools, repack
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.placement import Tier
@@ -84,7 +83,9 @@ def test_pools_on_disk_are_no_larger_than_what_is_read_at_once(monkeypatch):
         **{**vars(MODEL), "cache_format": replace(MODEL.cache_format, tiers=tiers)}
     )
     monkeypatch.setattr(CachePool, "__init__", lambda *_: None)
-    monkeypatch.setattr(decode, "SPILLED_AT_ONCE", 40 * 8 * 4)  # keys of 40 positions
+    monkeypatch.setattr(
+        "flexgen_helm.runtime.pools.SPILLED_AT_ONCE", 40 * 8 * 4
+    )  # keys of 40 positions
     pools = make_pools([decoding(place) for place in range(5)], 256, on_disk)
     assert [len(pool.members) for pool in pools] == [2, 2, 1], "of 15 positions each"
     long = make_pools([decoding(place, chain_len=90) for place in range(2)], 256, on_disk)
@@ -93,13 +94,13 @@ def test_pools_on_disk_are_no_larger_than_what_is_read_at_once(monkeypatch):
 
 def test_room_grows_with_the_sequences():
     [pool] = make_pools([decoding(0, new_tokens=500)], 4, MODEL)
-    assert pool.cache.capacity == 10 + decode.GROWTH
+    assert pool.cache.capacity == 10 + GROWTH
     assert pool.num_tokens == 510
     [member] = pool.members
-    member.sequence.generated = [7] * (decode.GROWTH + 1)
+    member.sequence.generated = [7] * (GROWTH + 1)
     assert pool.outgrown
     [grown] = repack([pool], 4)
-    assert grown.cache.capacity == 10 + 2 * decode.GROWTH
+    assert grown.cache.capacity == 10 + 2 * GROWTH
     assert places(grown) == ([0], [0])
 
 
