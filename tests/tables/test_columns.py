@@ -20,7 +20,7 @@ def everything(make_run, make_stat, record, output):
     """A run in which every column has something to show."""
     perturbation = {"name": "typos", "robustness": True, "computed_on": "worst", "prob": 0.1}
     make_run(
-        "flexgen/opt-30b-w4-kv8-g32-fp32",
+        "flexgen/opt-30b-w4-kv8-g32-top10-fp32",
         stats=[
             make_stat(
                 "exact_match", 0.25, split="test", sub_split="hard", perturbation=perturbation
