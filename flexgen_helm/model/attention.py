@@ -171,14 +171,16 @@ def _exponentials(scores: Tensor, own: Tensor | None) -> _Weights:
     return _Weights(past, own, total + own, None)
 
 
-def attend_some(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Attended:
+def attend_some(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
+) -> Attended:
     """Attention of a few of a sequence's positions, each to the keys it sees.
 
     Args:
         queries: [b, h, s, d].
         keys: [b, h, t, d].
         values: [b, h, t, d]; finite also where masked.
-        mask: where a query must not look [b, s, t]; it sees one key at least.
+        mask: where a query must not look [b, s, t]; it sees one key at least. All if `None`.
 
     Returns:
         values [b, h, s, d] and log-sum-exp [b, h, s].
@@ -187,7 +189,8 @@ def attend_some(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> 
     q, k, v = (x.flatten(0, 1) for x in (queries, keys, values))
 
     def scores() -> Tensor:
-        return _scores(q, k, None).view(b, h, s, -1).masked_fill_(mask[:, None], -torch.inf)
+        found = _scores(q, k, None).view(b, h, s, -1)
+        return found if mask is None else found.masked_fill_(mask[:, None], -torch.inf)
 
     weights = _weigh(scores)
     attended = torch.bmm(weights.past.flatten(0, 1), v).view_as(queries)

@@ -118,6 +118,13 @@ class CacheFormat:
             row_len=self.spec.hidden_size,
         )
 
+    def side_by_side(self, records: Sequence[Sequence[Tensor]]) -> Rows:
+        """Join what `compress` made of one position of each slot [b, e], by slot [b, t, ...]."""
+        if self.compressed:
+            return self.rows([torch.stack(parts, dim=1) for parts in zip(*records, strict=True)])
+        heads = self.spec.num_heads, self.spec.head_size
+        return self.rows([torch.stack([rows.unflatten(1, heads) for [rows] in records], dim=2)])
+
     def by_head(self, rows: Rows) -> Tensor:
         """Return [b, h, t, d] in the compute dtype, of what `rows` returns."""
         plain = self.decompress(rows)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.model.cache_format import CacheFormat, move, tensors_of
-from flexgen_helm.model.rooms import RoomSize, make_room
+from flexgen_helm.model.rooms import DiskRoom, RoomSize, make_room
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.spill import RecordLayout, Spill
 from flexgen_helm.specs.placement import Tier
@@ -144,6 +144,13 @@ class _OnDisk:
             return [tensor.clone() for tensor in tensors]
 
 
+class CachePart(NamedTuple):
+    """Keys and values of positions of each slot of a pool, both [b, h, t, d]."""
+
+    keys: Tensor
+    values: Tensor
+
+
 class CachePool:
     """Keys and values of sequences of similar length, padded to the same capacity.
 
@@ -184,21 +191,30 @@ class CachePool:
             room.begin_read()
 
     @contextmanager
-    def read_keys(self, layer: int, device: torch.device) -> Iterator[Tensor]:
-        """Lend a device the keys at all positions of all slots [b, h, t, d]; t is the capacity.
+    def read(self, layer: int, device: torch.device) -> Iterator[list[CachePart]]:
+        """Lend a device all positions of all slots of a layer, in one part or in two.
 
-        What lies beyond a sequence's own length is finite, and means nothing. It is part of the
-        answer because batched products are several times faster on tensors without gaps.
+        The first has t positions of each slot. What lies beyond a sequence's own length is finite,
+        and means nothing. It is part of the answer because batched products are several times
+        faster on tensors without gaps. The second has the last positions of each slot in use.
         """
-        keys, _ = self._layers[layer]
-        with keys.read() as rows:
-            yield self._format.by_head(move(rows, device))
+        keys, values = self._layers[layer]
+        if isinstance(keys, DiskRoom) and isinstance(values, DiskRoom):
+            with keys.read_parts() as some_keys, values.read_parts() as some_values:
+                yield [
+                    CachePart(*(self._format.by_head(move(rows, device)) for rows in both))
+                    for both in zip(some_keys, some_values, strict=True)
+                ]
+        else:
+            with keys.read() as all_keys, values.read() as all_values:
+                both = (self._format.by_head(move(rows, device)) for rows in (all_keys, all_values))
+                yield [CachePart(*both)]
 
     @contextmanager
-    def read_values(self, layer: int, device: torch.device) -> Iterator[Tensor]:
-        """Lend a device the values, as `read_keys` does the keys."""
-        _, values = self._layers[layer]
-        with values.read() as rows:
+    def read_keys(self, layer: int, device: torch.device) -> Iterator[Tensor]:
+        """Lend a device the keys at all positions of all slots [b, h, t, d]; t is the capacity."""
+        keys, _ = self._layers[layer]
+        with keys.read() as rows:
             yield self._format.by_head(move(rows, device))
 
     def values_at(self, layer: int, positions: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shape letters: b sequences, t cached positions, h heads, d head size, e model wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple, Protocol
 
@@ -94,9 +94,9 @@ class MemoryRoom:
 
 
 class DiskRoom:
-    """On disk: what prefill stores, in one record, and a record for each position after it.
+    """On disk: what prefill stores, in one record, and one of all slots for each position after it.
 
-    What is read is what has been written, and is put in order in memory.
+    What is read is what has been written.
 
     Args:
         cache_format: how positions are stored.
@@ -154,22 +154,31 @@ class DiskRoom:
 
     @contextmanager
     def read(self) -> Iterator[Rows]:
-        assert self._region is not None, "what is being prefilled is not read"
         buffer = self._spill.buffers.take(self._layout.num_bytes)
         rows = self._format.rows(self._layout.views(buffer))
-        with self._region.read() as (first, *later):
-            for tensor, part in zip(
-                tensors_of(rows), tensors_of(self._format.rows(first)), strict=True
-            ):
-                tensor[:, : self._size.num_prefilled] = part
+        with self.read_parts() as (first, *later):
+            for tensor, stored in zip(tensors_of(rows), tensors_of(first), strict=True):
+                tensor[:, : self._size.num_prefilled] = stored
                 tensor[:, self._size.num_prefilled :] = 0  # what is read must be finite
-            for cells, record in zip(self._later, later, strict=True):
-                for tensor, part in zip(tensors_of(rows), record, strict=True):
-                    cells.store(part.view(len(part), *tensor.shape[2:]), tensor)
+            for part in later:
+                _place(part, self._later, rows)
         try:
             yield rows
         finally:
             self._spill.buffers.give(buffer)
+
+    @contextmanager
+    def read_parts(self) -> Iterator[list[Rows]]:
+        """Lend what prefill has stored [b, t] and, if there is any, what came after it [b, later].
+
+        This takes a third of the time of `read`: the former is lent as it was read.
+        """
+        assert self._region is not None, "what is being prefilled is not read"
+        with self._region.read() as (first, *later):
+            parts = [self._format.rows(first)]
+            if later:
+                parts.append(self._format.side_by_side(later))
+            yield parts
 
     def _prefill(self) -> Rows:
         """Return what is in memory until prefill ends."""
@@ -179,7 +188,8 @@ class DiskRoom:
         return self._format.rows(self._first.views(self._prefilled))
 
     def _append(self, region: SpillRegion, cells: RowCells, rows: Tensor) -> None:
-        region.append_copy(tensors_of(self._format.compress(cells.rows_of(rows))))
+        by_slot = cells.by_slot(rows, self._num_slots)
+        region.append_copy(tensors_of(self._format.compress(by_slot)))
         self._later.append(cells)
 
 
@@ -201,6 +211,13 @@ def _write(cache_format: CacheFormat, room: Rows, cells: RowCells, rows: Tensor)
     stored = cache_format.compress(cells.rows_of(rows))
     for tensor, part in zip(tensors_of(room), tensors_of(stored), strict=True):
         cells.store(part, tensor)
+
+
+def _place(part: Rows, later: Sequence[RowCells], room: Rows) -> None:
+    """Put positions that came one by one [b, later] in the cells where they belong."""
+    for tensor, column in zip(tensors_of(room), tensors_of(part), strict=True):
+        for index, cells in enumerate(later):
+            cells.store(column[cells.slots, index], tensor)
 
 
 def _copy(room: Rows, start: int, source: Rows, slots: Tensor, length: int) -> None:

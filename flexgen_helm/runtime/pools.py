@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flexgen_helm.model.attention import Attended, attend_one
+from flexgen_helm.model.attention import Attended, attend_one, attend_some, merge_
 from flexgen_helm.model.kv_cache import CachePool, KeysValues
 from flexgen_helm.model.rooms import RoomSize
 from flexgen_helm.model.row_cells import RowCells
@@ -149,9 +149,9 @@ class Pool:
         self._used = self._model.indices(self._slots)
         ends = self._model.indices([0] * self.cache.num_slots)
         ends[self._used] = self._model.indices(lengths)
-        mask = torch.arange(self.cache.capacity, device=ends.device) >= ends[:, None]
         device = self._model.attention_device
-        self._mask, self._used = mask.to(device), self._used.to(device)
+        self._ends, self._used = ends.to(device), self._used.to(device)
+        self._masks: dict[tuple[int, int], Tensor] = {}
 
     def begin_read(self, layer: int) -> None:
         """Begin to read what `attend` will wait for."""
@@ -160,19 +160,21 @@ class Pool:
     def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Attended:
         """Attention, in a layer, of each sequence's new position [b, h, d] to what is its own."""
         q, own_keys, own_values = map(self._by_slot, _by_head(queries, new))
-        device = self._model.attention_device
-        with (
-            self.cache.read_keys(layer, device) as keys,
-            self.cache.read_values(layer, device) as values,
-        ):
-            attended = attend_one(q, keys, values, self._mask, own_keys, own_values)
+        with self.cache.read(layer, self._model.attention_device) as (first, *last):
+            num_last = sum(part.keys.shape[2] for part in last)
+            mask = self._mask(first.keys.shape[2], num_last)
+            attended = attend_one(q, first.keys, first.values, mask, own_keys, own_values)
+            for part in last:
+                other = attend_some(q[:, :, None], part.keys, part.values)
+                merge_(attended, Attended(*(x.squeeze(2) for x in other)))
         self.cache.write(layer, self._cells, new)
         return Attended(*map(self._by_row, attended)).to(queries.device)
 
     def find_top(self, layer: int, queries: Tensor, most: int) -> TopPositions:
         """Find, in a layer, what of their own past new positions [n, h, d] may attend to."""
         with self.cache.read_keys(layer, self._model.attention_device) as keys:
-            top = find_top(self._by_slot(queries), keys, self._mask, most)
+            mask = self._mask(keys.shape[2])
+            top = find_top(self._by_slot(queries), keys, mask, most)
         return TopPositions(*map(self._by_row, top))
 
     def attend_top(
@@ -190,6 +192,15 @@ class Pool:
         attended = attend_top(q, own_keys, own_values, top, top_values, thresholds.to(device))
         self.cache.write(layer, self._cells, new)
         return attended.to(queries.device)
+
+    def _mask(self, num_positions: int, num_last: int = 0) -> Tensor:
+        """Where, of the first positions, a slot has none [b, t], its last ones being elsewhere."""
+        mask = self._masks.get((num_positions, num_last))
+        if mask is None:
+            positions = torch.arange(num_positions, device=self._ends.device)
+            mask = positions >= self._ends[:, None] - num_last
+            self._masks[num_positions, num_last] = mask
+        return mask
 
     def _by_slot(self, rows: Tensor) -> Tensor:
         """Bring rows of new positions [n, ...] to where attention is computed, by slot [b, ...]."""

@@ -62,8 +62,9 @@ def round_trip(rows, bits):
 
 def contents(pool, layer):
     """Keys and values of a pool's layer, copied, as those on disk are only lent."""
-    with pool.read_keys(layer, CPU) as keys, pool.read_values(layer, CPU) as values:
-        return [room.clone() for room in (keys, values)]
+    everywhere = torch.arange(pool.capacity).expand(pool.num_slots, SPEC.num_heads, -1)
+    with pool.read_keys(layer, CPU) as keys:
+        return [keys.clone(), pool.values_at(layer, everywhere)]
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4, 3, 2])
@@ -123,6 +124,29 @@ def test_a_pool_takes_a_position_of_each_slot_at_a_time(bits, spill):
         each.begin_read(1)
     for actual, expected in zip(contents(pool, 1), contents(plain, 1), strict=True):
         assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("layer", [0, 1])  # on disk, of layer 0, are only the keys
+def test_the_parts_of_a_pool_make_up_the_whole(bits, layer, spill):
+    pool = CachePool(cache_format(bits, spill), 3, RoomSize(3, 2, 6))
+    pool.write(layer, RowCells(range(4), [0, 0, 0, 2], [0, 1, 2, 0], CPU), rows(4))
+    pool.end_prefill(layer)
+    for step in range(2):
+        slots = [0, 1, 2] if step == 0 else [0, 2]  # the one between had no prompt, and has left
+        lengths = [[3, 0, 1][slot] + step for slot in slots]
+        cells = RowCells(range(len(slots)), slots, lengths, CPU)
+        pool.write(layer, cells, rows(3, seed=step + 1))
+    whole = contents(pool, layer)
+    with pool.read(layer, CPU) as parts:
+        assert len(parts) == (2 if spill and layer == 1 else 1)
+        for which in range(2):
+            first, *last = (part[which] for part in parts)
+            num_last = sum(part.shape[2] for part in last)
+            for slot, length in ((0, 5), (2, 3)):
+                pieces = [first[slot, :, : length - num_last], *(part[slot] for part in last)]
+                assert torch.equal(torch.cat(pieces, dim=1), whole[which][slot, :, :length])
+            assert all(torch.isfinite(part[which]).all() for part in parts)
 
 
 @pytest.mark.parametrize("bits", [None, 4])

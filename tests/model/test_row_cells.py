@@ -49,3 +49,12 @@ def test_stretches_stand_one_after_another_in_their_slots():
     cells = torch.zeros(2, 6, dtype=torch.long)
     mapping.spread(torch.arange(10, 20), cells)
     assert cells.tolist() == [[13, 0, 0, 0, 0, 0], [0, 0, 15, 16, 10, 0]]
+
+
+@given(slots=st.permutations(range(4)), count=st.integers(0, 4))
+def test_rows_by_slot_are_zero_where_a_slot_has_none(slots, count):
+    chosen = slots[:count]
+    mapping = RowCells(range(count), chosen, [7] * count, CPU)
+    by_slot = mapping.by_slot(torch.arange(1, 6.0)[:, None], 4)
+    expected = [chosen.index(slot) + 1 if slot in chosen else 0 for slot in range(4)]
+    assert by_slot[:, 0].tolist() == expected
