@@ -118,12 +118,20 @@ class CacheFormat:
             row_len=self.spec.hidden_size,
         )
 
-    def side_by_side(self, records: Sequence[Sequence[Tensor]]) -> Rows:
-        """Join what `compress` made of one position of each slot [b, e], by slot [b, t, ...]."""
-        if self.compressed:
-            return self.rows([torch.stack(parts, dim=1) for parts in zip(*records, strict=True)])
-        heads = self.spec.num_heads, self.spec.head_size
-        return self.rows([torch.stack([rows.unflatten(1, heads) for [rows] in records], dim=2)])
+    def join(self, records: Sequence[Sequence[Tensor]], tensors: Sequence[Tensor]) -> None:
+        """Put what `compress` made of one position of each slot [b, e] side by side.
+
+        Args:
+            records: by position.
+            tensors: where to, as in `layout`; positions that are left over become zeros.
+        """
+        parts, dim = list(zip(*records, strict=True)), 1
+        if not self.compressed:
+            heads = self.spec.num_heads, self.spec.head_size
+            parts, dim = [tuple(rows.unflatten(1, heads) for [rows] in records)], 2
+        for part, tensor in zip(parts, tensors, strict=True):
+            zeros = [torch.zeros_like(part[0])] * (tensor.shape[dim] - len(records))
+            torch.stack([*part, *zeros], dim, out=tensor)
 
     def by_head(self, rows: Rows) -> Tensor:
         """Return [b, h, t, d] in the compute dtype, of what `rows` returns."""

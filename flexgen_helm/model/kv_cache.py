@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from flexgen_helm.model.cache_format import CacheFormat, move, tensors_of
+from flexgen_helm.model.cache_format import CacheFormat, Rows, move, tensors_of
 from flexgen_helm.model.rooms import DiskRoom, RoomSize, make_room
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.spill import RecordLayout, Spill
@@ -150,6 +150,9 @@ class CachePart(NamedTuple):
     keys: Tensor
     values: Tensor
 
+    num_positions: int
+    """Those of the t that mean something, if a slot has so many."""
+
 
 class CachePool:
     """Keys and values of sequences of similar length, padded to the same capacity.
@@ -200,15 +203,15 @@ class CachePool:
         """
         keys, values = self._layers[layer]
         if isinstance(keys, DiskRoom) and isinstance(values, DiskRoom):
-            with keys.read_parts() as some_keys, values.read_parts() as some_values:
-                yield [
-                    CachePart(*(self._format.by_head(move(rows, device)) for rows in both))
-                    for both in zip(some_keys, some_values, strict=True)
-                ]
+            with keys.read_parts() as (first, *last), values.read_parts() as (other, *rest):
+                parts = [self._part(first, other, device)]
+                for both in zip(last, rest, strict=True):
+                    part = self._part(*both, device)
+                    parts.append(part._replace(num_positions=keys.num_later))
+                yield parts
         else:
             with keys.read() as all_keys, values.read() as all_values:
-                both = (self._format.by_head(move(rows, device)) for rows in (all_keys, all_values))
-                yield [CachePart(*both)]
+                yield [self._part(all_keys, all_values, device)]
 
     @contextmanager
     def read_keys(self, layer: int, device: torch.device) -> Iterator[Tensor]:
@@ -230,6 +233,10 @@ class CachePool:
             by_head = self._format.by_head(rows)
             chosen = positions[..., None].to(by_head.device)
             return by_head.take_along_dim(chosen, dim=2).to(positions.device)
+
+    def _part(self, keys: Rows, values: Rows, device: torch.device) -> CachePart:
+        both = [self._format.by_head(move(rows, device)) for rows in (keys, values)]
+        return CachePart(keys=both[0], values=both[1], num_positions=both[0].shape[2])
 
     @classmethod
     def gather(

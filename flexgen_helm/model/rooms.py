@@ -17,6 +17,10 @@ from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion
 from flexgen_helm.specs.placement import Tier
 
+LENT_POSITIONS = 16
+"""Later positions are lent in multiples of this many: libraries keep half a megabyte for every
+shape of a product they have met, so a shape that grows with each token would cost memory."""
+
 
 class RoomSize(NamedTuple):
     """Positions of each slot of a room."""
@@ -121,6 +125,11 @@ class DiskRoom:
         self._later: list[RowCells] = []
         """Where the rows of the later records belong."""
 
+    @property
+    def num_later(self) -> int:
+        """Positions of each slot that have been written after prefill."""
+        return len(self._later)
+
     def write(self, cells: RowCells, rows: Tensor) -> None:
         cells, rows = cells.on(_CPU), rows.to(_CPU)
         if self._region is not None:
@@ -171,14 +180,27 @@ class DiskRoom:
     def read_parts(self) -> Iterator[list[Rows]]:
         """Lend what prefill has stored [b, t] and, if there is any, what came after it [b, later].
 
+        The latter ends with positions that are finite and mean nothing, see `LENT_POSITIONS`.
         This takes a third of the time of `read`: the former is lent as it was read.
         """
         assert self._region is not None, "what is being prefilled is not read"
         with self._region.read() as (first, *later):
-            parts = [self._format.rows(first)]
-            if later:
-                parts.append(self._format.side_by_side(later))
-            yield parts
+            prefilled = self._format.rows(first)
+            if not later:
+                yield [prefilled]
+                return
+            # As large as it will be: the same buffer serves for every token.
+            buffer = self._spill.buffers.take(self._later_layout(self._size.num_later).num_bytes)
+            num_lent = min(-(-len(later) // LENT_POSITIONS) * LENT_POSITIONS, self._size.num_later)
+            tensors = self._later_layout(num_lent).views(buffer)
+            self._format.join(later, tensors)
+            try:
+                yield [prefilled, self._format.rows(tensors)]
+            finally:
+                self._spill.buffers.give(buffer)
+
+    def _later_layout(self, num_positions: int) -> RecordLayout:
+        return RecordLayout(self._format.layout(self._num_slots, num_positions))
 
     def _prefill(self) -> Rows:
         """Return what is in memory until prefill ends."""

@@ -27,15 +27,10 @@ from flexgen_helm.offload.disk import (
     aligned_buffer,
     aligned_up,
 )
+from flexgen_helm.specs.chunks import IDLE_BUFFERS, WRITES_IN_FLIGHT
 
 TENSOR_ALIGNMENT = 64
 """Tensors of a record begin at multiples of a cache line."""
-
-IDLE_BUFFERS = 4
-"""Buffers kept for the next who needs one: memory the system has to provide anew is slow."""
-
-WRITES_IN_FLIGHT = 4
-"""Buffers on their way to disk at once."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +257,8 @@ class SpillRegion:
 
     def _begin(self) -> tuple[Tensor, list[Future[None]]]:
         self._wait(self._writes)
-        buffer = self._spill.buffers.take(self.num_bytes)
+        # As large as the region, so that one buffer serves it however much has been written.
+        buffer = self._spill.buffers.take(self._capacity)
         return buffer, self._spill.begin_read(buffer[: self.num_bytes], self._offset)
 
     def _wait(self, futures: list[Future[None]]) -> None:

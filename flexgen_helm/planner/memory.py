@@ -15,8 +15,10 @@ from flexgen_helm.specs.chunks import (
     DEQUANTIZED_AT_ONCE,
     HEAD_COLUMNS,
     HEAD_ROWS,
+    IDLE_BUFFERS,
     LEAST_FILLED,
     SPILLED_AT_ONCE,
+    WRITES_IN_FLIGHT,
 )
 from flexgen_helm.specs.compression import Compression, quantized_bytes
 from flexgen_helm.specs.model import ModelSpec
@@ -232,8 +234,9 @@ def _cache_on_its_way(setup: Setup, policy: Policy) -> float:
     """Keys and values between memory and disk.
 
     Prefill fills those of a layer, of all rows of a pass, while those of the layer before are
-    written. Decode has keys and values that are read next, those being used as they are read and as
-    they are put in order, and as many buffers between two uses.
+    written. A pool that is packed anew has keys, or values, as they were read, in order and where
+    they go, and those on their way to disk. That is more than decode has: keys and values that are
+    read next, and those in use, as they were read and in order. Both have idle buffers.
     """
     if not policy.cache.disk:
         return 0
@@ -242,7 +245,7 @@ def _cache_on_its_way(setup: Setup, policy: Policy) -> float:
     position = stored / (2 * spec.num_layers)
     rows = policy.micro_batch_tokens * policy.num_micro_batches
     at_once = max(SPILLED_AT_ONCE, spec.max_positions * position)
-    return 4 * rows * position / LEAST_FILLED + 8 * at_once
+    return 4 * rows * position / LEAST_FILLED + (3 + WRITES_IN_FLIGHT + IDLE_BUFFERS) * at_once
 
 
 def _sparse_attention(setup: Setup, policy: Policy) -> int:

@@ -161,11 +161,13 @@ class Pool:
         """Attention, in a layer, of each sequence's new position [b, h, d] to what is its own."""
         q, own_keys, own_values = map(self._by_slot, _by_head(queries, new))
         with self.cache.read(layer, self._model.attention_device) as (first, *last):
-            num_last = sum(part.keys.shape[2] for part in last)
+            num_last = sum(part.num_positions for part in last)
             mask = self._mask(first.keys.shape[2], num_last)
             attended = attend_one(q, first.keys, first.values, mask, own_keys, own_values)
             for part in last:
-                other = attend_some(q[:, :, None], part.keys, part.values)
+                positions = torch.arange(part.keys.shape[2], device=q.device)
+                none = (positions >= part.num_positions).expand(1, 1, -1)
+                other = attend_some(q[:, :, None], part.keys, part.values, none)
                 merge_(attended, Attended(*(x.squeeze(2) for x in other)))
         self.cache.write(layer, self._cells, new)
         return Attended(*map(self._by_row, attended)).to(queries.device)

@@ -22,5 +22,12 @@ SPILLED_AT_ONCE = 32 << 20
 """Bytes of keys, or of values, of a layer that are read from disk at once: enough for the disk, and
 a few of them are in memory at a time."""
 
+IDLE_BUFFERS = 4
+"""Buffers for the disk that are kept for the next who needs one, as memory the system has to
+provide anew is slow: keys and values that have been used make place for those read next."""
+
+WRITES_IN_FLIGHT = 4
+"""Buffers on their way to disk at once."""
+
 LEAST_FILLED = 0.8
 """Sequences share a pool if the shortest needs at least this part of the longest one's capacity."""

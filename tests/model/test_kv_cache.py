@@ -129,7 +129,7 @@ def test_a_pool_takes_a_position_of_each_slot_at_a_time(bits, spill):
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("layer", [0, 1])  # on disk, of layer 0, are only the keys
 def test_the_parts_of_a_pool_make_up_the_whole(bits, layer, spill):
-    pool = CachePool(cache_format(bits, spill), 3, RoomSize(3, 2, 6))
+    pool = CachePool(cache_format(bits, spill), 3, RoomSize(3, 20, 23))
     pool.write(layer, RowCells(range(4), [0, 0, 0, 2], [0, 1, 2, 0], CPU), rows(4))
     pool.end_prefill(layer)
     for step in range(2):
@@ -140,9 +140,10 @@ def test_the_parts_of_a_pool_make_up_the_whole(bits, layer, spill):
     whole = contents(pool, layer)
     with pool.read(layer, CPU) as parts:
         assert len(parts) == (2 if spill and layer == 1 else 1)
+        num_last = sum(part.num_positions for part in parts[1:])
+        assert [part.keys.shape[2] for part in parts[1:]] == [16] * len(parts[1:])
         for which in range(2):
-            first, *last = (part[which] for part in parts)
-            num_last = sum(part.shape[2] for part in last)
+            first, *last = (part[which][:, :, : part.num_positions] for part in parts)
             for slot, length in ((0, 5), (2, 3)):
                 pieces = [first[slot, :, : length - num_last], *(part[slot] for part in last)]
                 assert torch.equal(torch.cat(pieces, dim=1), whole[which][slot, :, :length])

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from flexgen_helm.errors import DiskFullError, StoreError
 from flexgen_helm.offload.disk import ALIGNMENT
-from flexgen_helm.offload.spill import IDLE_BUFFERS, Buffers, RecordLayout, Spill
+from flexgen_helm.offload.spill import Buffers, RecordLayout, Spill
+from flexgen_helm.specs.chunks import IDLE_BUFFERS
 
 
 @pytest.fixture(params=[True, False], ids=["overlap", "serial"])
