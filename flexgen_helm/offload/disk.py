@@ -97,6 +97,21 @@ class DirectFile:
         finally:
             Path(name).unlink()
 
+    def allocate(self, offset: int, num_bytes: int) -> None:
+        """Have the file system set room aside, where it can.
+
+        A write into a hole of a file waits for all reads of it, and holds up those that come after.
+
+        Raises:
+            OSError: the disk has no such room.
+        """
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(self._file, offset, num_bytes)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+
     def fill(self, buffer: Tensor, offset: int) -> None:
         """Read into a buffer; what lies behind the end of the file is left as it is."""
         memory = buffer.numpy().data

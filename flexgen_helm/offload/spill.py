@@ -188,6 +188,11 @@ class Spill:
                     rest = [(offset + num_bytes, size - num_bytes)] if size > num_bytes else []
                     self._gaps[index : index + 1] = rest
                     return offset
+            try:
+                self._file.allocate(self._end, num_bytes)
+            except OSError as error:
+                self.num_bytes -= num_bytes
+                raise self.explain(error) from error
             offset, self._end = self._end, self._end + num_bytes
             return offset
 
