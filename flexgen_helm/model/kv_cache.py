@@ -74,10 +74,9 @@ class SegmentCache:
             self._stored(rows, tier) for rows, tier in zip(new, tiers, strict=True)
         ]
 
-    def begin_read(self, layer: int) -> None:
-        """Begin what `read` will wait for."""
-        for stored in self._layers[layer]:
-            stored.begin_read()
+    def begin_read(self, layer: int) -> int:
+        """Begin what `read` will wait for; return the bytes of memory this takes."""
+        return sum(stored.begin_read() for stored in self._layers[layer])
 
     def read(self, layer: int) -> KeysByHead:
         """Return all positions of a layer, both [h, t, d], in the compute dtype."""
@@ -107,7 +106,7 @@ class _Stored(Protocol):
     @property
     def num_bytes(self) -> int: ...
 
-    def begin_read(self) -> None: ...
+    def begin_read(self) -> int: ...
 
     def read(self) -> Sequence[Tensor]: ...
 
@@ -120,8 +119,8 @@ class _InMemory:
     def num_bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors)
 
-    def begin_read(self) -> None:
-        pass
+    def begin_read(self) -> int:
+        return 0
 
     def read(self) -> Sequence[Tensor]:
         return self._tensors
@@ -136,8 +135,8 @@ class _OnDisk:
     def num_bytes(self) -> int:
         return self._region.num_bytes
 
-    def begin_read(self) -> None:
-        self._region.begin_read()
+    def begin_read(self) -> int:
+        return self._region.begin_read()
 
     def read(self) -> Sequence[Tensor]:
         with self._region.read() as [tensors]:
@@ -188,30 +187,28 @@ class CachePool:
         for room in self._layers[layer]:
             room.end_prefill()
 
-    def begin_read(self, layer: int) -> None:
-        """Begin what `read` will wait for."""
-        for room in self._layers[layer]:
-            room.begin_read()
+    def begin_read(self, layer: int) -> int:
+        """Begin what `read` will wait for; return the bytes of memory this takes."""
+        return sum(room.begin_read() for room in self._layers[layer])
 
     @contextmanager
     def read(self, layer: int, device: torch.device) -> Iterator[list[CachePart]]:
-        """Lend a device all positions of all slots of a layer, in one part or in two.
+        """Lend a device all positions of all slots of a layer, in one part or in several.
 
         The first has t positions of each slot. What lies beyond a sequence's own length is finite,
         and means nothing. It is part of the answer because batched products are several times
-        faster on tensors without gaps. The second has the last positions of each slot in use.
+        faster on tensors without gaps. The others have the last positions of each slot in use.
         """
         keys, values = self._layers[layer]
         if isinstance(keys, DiskRoom) and isinstance(values, DiskRoom):
-            with keys.read_parts() as (first, *last), values.read_parts() as (other, *rest):
-                parts = [self._part(first, other, device)]
-                for both in zip(last, rest, strict=True):
-                    part = self._part(*both, device)
-                    parts.append(part._replace(num_positions=keys.num_later))
-                yield parts
+            with keys.read_parts() as key_parts, values.read_parts() as value_parts:
+                yield [
+                    self._part(of_keys.rows, of_values.rows, of_keys.num_positions, device)
+                    for of_keys, of_values in zip(key_parts, value_parts, strict=True)
+                ]
         else:
             with keys.read() as all_keys, values.read() as all_values:
-                yield [self._part(all_keys, all_values, device)]
+                yield [self._part(all_keys, all_values, self.capacity, device)]
 
     @contextmanager
     def read_keys(self, layer: int, device: torch.device) -> Iterator[Tensor]:
@@ -234,9 +231,11 @@ class CachePool:
             chosen = positions[..., None].to(by_head.device)
             return by_head.take_along_dim(chosen, dim=2).to(positions.device)
 
-    def _part(self, keys: Rows, values: Rows, device: torch.device) -> CachePart:
-        both = [self._format.by_head(move(rows, device)) for rows in (keys, values)]
-        return CachePart(keys=both[0], values=both[1], num_positions=both[0].shape[2])
+    def _part(
+        self, keys: Rows, values: Rows, num_positions: int, device: torch.device
+    ) -> CachePart:
+        by_head = [self._format.by_head(move(rows, device)) for rows in (keys, values)]
+        return CachePart(keys=by_head[0], values=by_head[1], num_positions=num_positions)
 
     @classmethod
     def gather(

@@ -5,8 +5,9 @@ Shape letters: b sequences, t cached positions, h heads, d head size, e model wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,9 +18,10 @@ from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion
 from flexgen_helm.specs.placement import Tier
 
-LENT_POSITIONS = 16
-"""Later positions are lent in multiples of this many: libraries keep half a megabyte for every
-shape of a product they have met, so a shape that grows with each token would cost memory."""
+RUN_LEN = 16
+"""Positions after prefill that are stored one by one until they are put in order as a run: enough
+for few runs, few enough to be put in order for every token. Products always have runs of this many:
+libraries keep half a megabyte for every shape they have met."""
 
 
 class RoomSize(NamedTuple):
@@ -36,6 +38,16 @@ class RoomSize(NamedTuple):
     much of the one and another much of the other."""
 
 
+class RoomPart(NamedTuple):
+    """Some positions of each slot of a room."""
+
+    rows: Rows
+    """[b, t]"""
+
+    num_positions: int
+    """Those of the t that mean something, if a slot has so many; the others are finite."""
+
+
 class Room(Protocol):
     """Room for [b, t] positions."""
 
@@ -48,8 +60,8 @@ class Room(Protocol):
     def end_prefill(self) -> None:
         """Be told that from now on each sequence gets one position at a time."""
 
-    def begin_read(self) -> None:
-        """Begin what `read` will wait for."""
+    def begin_read(self) -> int:
+        """Begin what `read` will wait for; return the bytes of memory this takes."""
 
     def read(self) -> AbstractContextManager[Rows]:
         """Lend all positions of all slots, [b, t] and what the format makes of a position.
@@ -89,8 +101,8 @@ class MemoryRoom:
     def end_prefill(self) -> None:
         pass
 
-    def begin_read(self) -> None:
-        pass
+    def begin_read(self) -> int:
+        return 0
 
     @contextmanager
     def read(self) -> Iterator[Rows]:
@@ -98,9 +110,9 @@ class MemoryRoom:
 
 
 class DiskRoom:
-    """On disk: what prefill stores, in one record, and one of all slots for each position after it.
+    """On disk: what prefill stores, in one record, then runs, then a record for each last position.
 
-    What is read is what has been written.
+    What is read is what has been written. Each record has all slots.
 
     Args:
         cache_format: how positions are stored.
@@ -118,17 +130,14 @@ class DiskRoom:
         self._size = size
         self._layout = RecordLayout(cache_format.layout(num_slots, size.capacity))
         self._first = RecordLayout(cache_format.layout(num_slots, size.num_prefilled))
+        self._run = RecordLayout(cache_format.layout(num_slots, min(RUN_LEN, size.num_later)))
+        self._num_runs = 0
         self._prefilled: Tensor | None = None
         """What prefill has stored so far, in memory."""
         self._region: SpillRegion | None = None
         """Where it all is once prefill has ended."""
         self._later: list[RowCells] = []
-        """Where the rows of the later records belong."""
-
-    @property
-    def num_later(self) -> int:
-        """Positions of each slot that have been written after prefill."""
-        return len(self._later)
+        """Where each position that came after prefill belongs."""
 
     def write(self, cells: RowCells, rows: Tensor) -> None:
         cells, rows = cells.on(_CPU), rows.to(_CPU)
@@ -157,50 +166,51 @@ class DiskRoom:
         self._region.append(self._first, self._prefilled)
         self._prefilled = None
 
-    def begin_read(self) -> None:
-        if self._region is not None:
-            self._region.begin_read()
+    def begin_read(self) -> int:
+        return 0 if self._region is None else self._region.begin_read()
 
     @contextmanager
     def read(self) -> Iterator[Rows]:
         buffer = self._spill.buffers.take(self._layout.num_bytes)
         rows = self._format.rows(self._layout.views(buffer))
         with self.read_parts() as (first, *later):
-            for tensor, stored in zip(tensors_of(rows), tensors_of(first), strict=True):
-                tensor[:, : self._size.num_prefilled] = stored
-                tensor[:, self._size.num_prefilled :] = 0  # what is read must be finite
+            for tensor, stored in zip(tensors_of(rows), tensors_of(first.rows), strict=True):
+                tensor[:, : first.num_positions] = stored
+                tensor[:, first.num_positions :] = 0  # what is read must be finite
+            cells = iter(self._later)
             for part in later:
-                _place(part, self._later, rows)
+                _place(part.rows, islice(cells, part.num_positions), rows)
         try:
             yield rows
         finally:
             self._spill.buffers.give(buffer)
 
     @contextmanager
-    def read_parts(self) -> Iterator[list[Rows]]:
-        """Lend what prefill has stored [b, t] and, if there is any, what came after it [b, later].
+    def read_parts(self) -> Iterator[list[RoomPart]]:
+        """Lend what prefill has stored, and what came after it in parts of `RUN_LEN` positions.
 
-        The latter ends with positions that are finite and mean nothing, see `LENT_POSITIONS`.
-        This takes a third of the time of `read`: the former is lent as it was read.
+        This takes a third of the time of `read`: all but the last part is lent as it was read.
         """
         assert self._region is not None, "what is being prefilled is not read"
         with self._region.read() as (first, *later):
-            prefilled = self._format.rows(first)
-            if not later:
-                yield [prefilled]
+            runs, last = later[: self._num_runs], later[self._num_runs :]
+            assert len(last) <= RUN_LEN, "what is there is read before each position is written"
+            parts = [RoomPart(self._format.rows(first), self._size.num_prefilled)]
+            parts += [RoomPart(self._format.rows(run), RUN_LEN) for run in runs]
+            if not last:
+                yield parts
                 return
-            # As large as it will be: the same buffer serves for every token.
-            buffer = self._spill.buffers.take(self._later_layout(self._size.num_later).num_bytes)
-            num_lent = min(-(-len(later) // LENT_POSITIONS) * LENT_POSITIONS, self._size.num_later)
-            tensors = self._later_layout(num_lent).views(buffer)
-            self._format.join(later, tensors)
+            buffer = self._spill.buffers.take(self._run.num_bytes)
+            tensors = self._run.views(buffer)
+            self._format.join(last, tensors)
             try:
-                yield [prefilled, self._format.rows(tensors)]
+                yield [*parts, RoomPart(self._format.rows(tensors), len(last))]
             finally:
-                self._spill.buffers.give(buffer)
-
-    def _later_layout(self, num_positions: int) -> RecordLayout:
-        return RecordLayout(self._format.layout(self._num_slots, num_positions))
+                if len(last) < RUN_LEN:
+                    self._spill.buffers.give(buffer)
+                else:
+                    self._region.replace_last(RUN_LEN, self._run, buffer)
+                    self._num_runs += 1
 
     def _prefill(self) -> Rows:
         """Return what is in memory until prefill ends."""
@@ -235,10 +245,10 @@ def _write(cache_format: CacheFormat, room: Rows, cells: RowCells, rows: Tensor)
         cells.store(part, tensor)
 
 
-def _place(part: Rows, later: Sequence[RowCells], room: Rows) -> None:
+def _place(part: Rows, later: Iterable[RowCells], room: Rows) -> None:
     """Put positions that came one by one [b, later] in the cells where they belong."""
-    for tensor, column in zip(tensors_of(room), tensors_of(part), strict=True):
-        for index, cells in enumerate(later):
+    for index, cells in enumerate(later):
+        for tensor, column in zip(tensors_of(room), tensors_of(part), strict=True):
             cells.store(column[cells.slots, index], tensor)
 
 

@@ -39,7 +39,12 @@ def aligned_up(offset: int) -> int:
 def aligned_buffer(num_bytes: int) -> Tensor:
     """Return memory for direct reads, uint8, of at least so many bytes."""
     # Anonymous pages begin at multiples of the page size, which `ALIGNMENT` divides.
-    return torch.frombuffer(mmap.mmap(-1, max(aligned_up(num_bytes), ALIGNMENT)), dtype=torch.uint8)
+    memory = mmap.mmap(-1, max(aligned_up(num_bytes), ALIGNMENT))
+    if hasattr(
+        mmap, "MADV_HUGEPAGE"
+    ):  # to provide and to pin small pages takes longer than to read
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 class DiskReader:

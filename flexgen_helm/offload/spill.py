@@ -1,7 +1,8 @@
 """Memory on disk for what a run makes and reads again: KV cache and activations.
 
 All of it is in one file without a name, which is gone when the process is. Threads read and write
-it while the caller computes; a region is written only at its end, and read as a whole.
+it while the caller computes; a region is written only at its end, where its last records can be
+replaced by one, and read as a whole.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from flexgen_helm.offload.disk import (
     aligned_buffer,
     aligned_up,
 )
-from flexgen_helm.specs.chunks import IDLE_BUFFERS, WRITES_IN_FLIGHT
+from flexgen_helm.specs.chunks import IDLE_BYTES, WRITES_IN_FLIGHT
 
 TENSOR_ALIGNMENT = 64
 """Tensors of a record begin at multiples of a cache line."""
@@ -80,16 +81,21 @@ class Buffers:
     def take(self, num_bytes: int) -> Tensor:
         """Return a buffer of at least so many bytes, and at most twice as many."""
         with self._lock:
-            for index, buffer in enumerate(self._idle):
-                if num_bytes <= len(buffer) <= 2 * num_bytes:
-                    return self._idle.pop(index)
+            fitting = [
+                (len(buffer), index)
+                for index, buffer in enumerate(self._idle)
+                if num_bytes <= len(buffer) <= 2 * num_bytes
+            ]
+            if fitting:
+                return self._idle.pop(min(fitting)[1])
         return aligned_buffer(num_bytes)
 
     def give(self, buffer: Tensor) -> None:
-        """Take a buffer back that nobody reads any more."""
+        """Take a buffer back that nobody reads any more; forget those idle for longest."""
         with self._lock:
-            bisect.insort(self._idle, buffer, key=len)
-            del self._idle[:-IDLE_BUFFERS]
+            self._idle.append(buffer)
+            while sum(map(len, self._idle)) > IDLE_BYTES:
+                del self._idle[0]
 
 
 class Spill:
@@ -113,7 +119,9 @@ class Spill:
             ) from error
         self._directory = directory
         self._limit_bytes = limit_bytes
-        self._threads = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="spill")
+        # Each has its own: who waits for a write should not wait for all that is read ahead.
+        self._readers = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="spill-read")
+        self._writers = ThreadPoolExecutor(WRITES_IN_FLIGHT, thread_name_prefix="spill-write")
         self._writes = threading.Semaphore(WRITES_IN_FLIGHT)
         self._lock = threading.Lock()
         self._gaps: list[tuple[int, int]] = []
@@ -135,13 +143,14 @@ class Spill:
 
     def close(self) -> None:
         """Wait for what is under way, and give back disk and memory."""
-        self._threads.shutdown()
+        self._readers.shutdown()
+        self._writers.shutdown()
         self._file.close()
 
     def begin_read(self, buffer: Tensor, offset: int) -> list[Future[None]]:
         """Begin to fill a buffer, in requests of `REQUEST_BYTES`."""
         return [
-            self._threads.submit(
+            self._readers.submit(
                 self._file.fill, buffer[start : start + REQUEST_BYTES], offset + start
             )
             for start in range(0, len(buffer), REQUEST_BYTES)
@@ -150,7 +159,7 @@ class Spill:
     def begin_write(self, buffer: Tensor, num_bytes: int, offset: int) -> Future[None]:
         """Begin to write the beginning of a buffer, which is taken back afterwards."""
         self._writes.acquire()  # whoever computes faster than the disk writes has to wait
-        return self._threads.submit(self._write, buffer, num_bytes, offset)
+        return self._writers.submit(self._write, buffer, num_bytes, offset)
 
     def explain(self, error: OSError) -> StoreError:
         """Say what to do about an error of the disk."""
@@ -220,7 +229,9 @@ class SpillRegion:
         """
         assert self.num_bytes + layout.num_bytes <= self._capacity, "more than was reserved"
         assert self._ahead is None, "what was begun to be read is not all there is"
-        self._wait(self._writes)
+        written = [write for write in self._writes if write.done()]
+        self._writes[:] = [write for write in self._writes if write not in written]
+        self._wait(written)
         self._writes.append(
             self._spill.begin_write(record, layout.num_bytes, self._offset + self.num_bytes)
         )
@@ -237,10 +248,23 @@ class SpillRegion:
             target.copy_(tensor)
         self.append(layout, record)
 
-    def begin_read(self) -> None:
-        """Begin to read, for the next who calls `read`."""
-        if self._spill.overlap and self._ahead is None:
-            self._ahead = self._begin()
+    def replace_last(self, count: int, layout: RecordLayout, record: Tensor) -> None:
+        """Write a record, as `append` does, in the place of the last so many, which have been read.
+
+        Raises:
+            StoreError: an earlier write has failed.
+        """
+        replaced = sum(self._layouts.pop().num_bytes for _ in range(count))
+        assert layout.num_bytes <= replaced, "there is no other room for it"
+        self.num_bytes -= replaced
+        self.append(layout, record)
+
+    def begin_read(self) -> int:
+        """Begin to read, for the next who calls `read`; return the bytes of memory this takes."""
+        if not self._spill.overlap or self._ahead is not None:
+            return 0
+        self._ahead = self._begin()
+        return len(self._ahead[0])
 
     @contextmanager
     def read(self) -> Iterator[list[list[Tensor]]]:

@@ -15,8 +15,9 @@ from flexgen_helm.specs.chunks import (
     DEQUANTIZED_AT_ONCE,
     HEAD_COLUMNS,
     HEAD_ROWS,
-    IDLE_BUFFERS,
+    IDLE_BYTES,
     LEAST_FILLED,
+    READ_AHEAD_BYTES,
     SPILLED_AT_ONCE,
     WRITES_IN_FLIGHT,
 )
@@ -234,9 +235,9 @@ def _cache_on_its_way(setup: Setup, policy: Policy) -> float:
     """Keys and values between memory and disk.
 
     Prefill fills those of a layer, of all rows of a pass, while those of the layer before are
-    written. A pool that is packed anew has keys, or values, as they were read, in order and where
-    they go, and those on their way to disk. That is more than decode has: keys and values that are
-    read next, and those in use, as they were read and in order. Both have idle buffers.
+    written. In decode there are those read ahead, of one turn more than were asked for. A pool that
+    is packed anew has keys, or values, beside them: as they were read, in order and where they go,
+    and those on their way to disk; that is more than a pool in use has. All have idle buffers.
     """
     if not policy.cache.disk:
         return 0
@@ -245,7 +246,8 @@ def _cache_on_its_way(setup: Setup, policy: Policy) -> float:
     position = stored / (2 * spec.num_layers)
     rows = policy.micro_batch_tokens * policy.num_micro_batches
     at_once = max(SPILLED_AT_ONCE, spec.max_positions * position)
-    return 4 * rows * position / LEAST_FILLED + (3 + WRITES_IN_FLIGHT + IDLE_BUFFERS) * at_once
+    in_use = (2 + 3 + WRITES_IN_FLIGHT) * at_once
+    return 4 * rows * position / LEAST_FILLED + READ_AHEAD_BYTES + in_use + IDLE_BYTES
 
 
 def _sparse_attention(setup: Setup, policy: Policy) -> int:

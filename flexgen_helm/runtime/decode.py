@@ -80,12 +80,13 @@ class DecodeMicroBatch:
 
     attend_needed = attend
 
-    def begin_read(self, layer: int) -> None:
-        """Begin to read, for all that is attended to in a layer, what is not in memory."""
-        for pool, _ in self._pools:
-            pool.begin_read(layer)
-        for segment, _ in self._readings:
-            _stored(segment).begin_read(layer)
+    def begin_read(self, layer: int) -> int:
+        """Begin to read, for all that is attended to in a layer, what is not in memory.
+
+        Returns the bytes of memory that this takes.
+        """
+        pools = sum(pool.begin_read(layer) for pool, _ in self._pools)
+        return pools + sum(_stored(segment).begin_read(layer) for segment, _ in self._readings)
 
 
 def _stored(segment: Segment) -> SegmentCache:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Sequence_
 from dataclasses import replace
 from functools import partial
@@ -29,10 +29,12 @@ from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.memory_watch import MemoryWatch, is_out_of_memory
 from flexgen_helm.runtime.pools import Pool, group, repack
 from flexgen_helm.runtime.prefill import PrefillMicroBatch
-from flexgen_helm.runtime.schedule import block_schedule
+from flexgen_helm.runtime.read_ahead import ReadAhead
+from flexgen_helm.runtime.schedule import Turn, block_schedule, turns_of_pass
 from flexgen_helm.runtime.segments import KeptPrefix
 from flexgen_helm.runtime.sequence import max_new_tokens
 from flexgen_helm.runtime.statistics import Cost, free_memory_bytes, peak_memory_bytes
+from flexgen_helm.specs.chunks import READ_AHEAD_BYTES
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import GenerationRequest, GenerationResult
 from flexgen_helm.units import format_bytes
@@ -236,11 +238,16 @@ class BlockExecutor:
         for index, mb in enumerate(micro_batches):
             activations.put(index, opt.embed(spec, part, mb.token_ids, mb.positions))
         outputs = []
+        read_ahead = ReadAhead(
+            self._turns(micro_batches),
+            lambda turn: micro_batches[turn.micro_batch].begin_read(turn.layer),
+            most_bytes=READ_AHEAD_BYTES,
+        )
         for step in block_schedule(spec.num_layers, len(micro_batches)):
+            read_ahead.advance()
             hidden = activations.take(step.micro_batch)
             if step.following is not None:
                 activations.begin_take(step.following.micro_batch)
-                micro_batches[step.following.micro_batch].begin_read(step.following.layer)
             if step.begins_layer:
                 del part  # its memory may be needed for the next one
                 part = model.weights.fetch(layer_part(step.layer))
@@ -262,6 +269,16 @@ class BlockExecutor:
                 for block in blocks:
                     block.end_layer(step.layer)
         return outputs
+
+    def _turns(self, micro_batches: Sequence_[MicroBatch]) -> Iterator[Turn]:
+        """Turns of a pass, and the first of the next, as far as they are known.
+
+        Those whose sequences change in between read what they need for being packed anew.
+        """
+        yield from turns_of_pass(self._model.spec.num_layers, len(micro_batches))
+        for index, micro_batch in enumerate(micro_batches):
+            if isinstance(micro_batch, DecodeMicroBatch):
+                yield Turn(0, index)
 
     def _draw(self, decode: Iterable[DecodeMicroBatch], outputs: list[Tensor]) -> None:
         sequences = [sequence for micro_batch in decode for sequence in micro_batch.sequences]

@@ -153,9 +153,9 @@ class Pool:
         self._ends, self._used = ends.to(device), self._used.to(device)
         self._masks: dict[tuple[int, int], Tensor] = {}
 
-    def begin_read(self, layer: int) -> None:
-        """Begin to read what `attend` will wait for."""
-        self.cache.begin_read(layer)
+    def begin_read(self, layer: int) -> int:
+        """Begin to read what `attend` will wait for; return the bytes of memory this takes."""
+        return self.cache.begin_read(layer)
 
     def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Attended:
         """Attention, in a layer, of each sequence's new position [b, h, d] to what is its own."""
@@ -165,8 +165,7 @@ class Pool:
             mask = self._mask(first.keys.shape[2], num_last)
             attended = attend_one(q, first.keys, first.values, mask, own_keys, own_values)
             for part in last:
-                positions = torch.arange(part.keys.shape[2], device=q.device)
-                none = (positions >= part.num_positions).expand(1, 1, -1)
+                none = _beyond(part.num_positions, part.keys)
                 other = attend_some(q[:, :, None], part.keys, part.values, none)
                 merge_(attended, Attended(*(x.squeeze(2) for x in other)))
         self.cache.write(layer, self._cells, new)
@@ -284,6 +283,13 @@ def _joins(one: Pool, other: Pool, size: int) -> bool:
     saved_reads = POOL_READS * min(one.remaining_len, other.remaining_len)
     pays = saved_reads > one.copy_reads + other.copy_reads
     return _fit([one, other], size) and pays and other.capacity >= LEAST_FILLED * one.capacity
+
+
+def _beyond(num_positions: int, keys: Tensor) -> Tensor | None:
+    """Where, of keys [b, h, t, d], those of no position are, for all slots alike [1, 1, t]."""
+    if num_positions == keys.shape[2]:
+        return None
+    return (torch.arange(keys.shape[2], device=keys.device) >= num_positions).expand(1, 1, -1)
 
 
 def _by_head(queries: Tensor, new: KeysValues) -> list[Tensor]:

@@ -108,8 +108,9 @@ class PrefillMicroBatch:
         self._read(layer, self._needed_readings, q, total)
         return total.values.flatten(1)
 
-    def begin_read(self, layer: int) -> None:
+    def begin_read(self, layer: int) -> int:  # noqa: ARG002
         """Do nothing: all that is attended to is in memory."""
+        return 0
 
     def _store(self, layer: int, new: KeysValues) -> tuple[Tensor, Tensor]:
         """Keep keys and values for later; return those the rows see outside of segments."""

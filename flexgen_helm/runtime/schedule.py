@@ -7,7 +7,7 @@ paper, section 4.2). The executor only carries it out.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product, zip_longest
+from itertools import product, starmap, zip_longest
 from typing import NamedTuple
 
 
@@ -33,9 +33,14 @@ class Step(NamedTuple):
     """What comes next, if anything does: what it reads can be read ahead."""
 
 
+def turns_of_pass(num_layers: int, num_micro_batches: int) -> Iterator[Turn]:
+    """Yield the turns of one pass over the weights."""
+    yield from starmap(Turn, product(range(num_layers), range(num_micro_batches)))
+
+
 def block_schedule(num_layers: int, num_micro_batches: int) -> Iterator[Step]:
     """Yield the steps of one pass over the weights."""
-    turns = [Turn(*turn) for turn in product(range(num_layers), range(num_micro_batches))]
+    turns = [*turns_of_pass(num_layers, num_micro_batches)]
     for (layer, micro_batch), following in zip_longest(turns, turns[1:]):
         yield Step(
             layer,

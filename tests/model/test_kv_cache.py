@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from flexgen_helm import Compression
 from flexgen_helm.model.cache_format import CacheFormat, place_cache
 from flexgen_helm.model.kv_cache import CachePool, KeysByHead, KeysValues, SegmentCache
-from flexgen_helm.model.rooms import RoomSize
+from flexgen_helm.model.rooms import RUN_LEN, RoomSize
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.spill import Spill
 from flexgen_helm.quant.quantize import dequantize, quantize
@@ -129,25 +129,37 @@ def test_a_pool_takes_a_position_of_each_slot_at_a_time(bits, spill):
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("layer", [0, 1])  # on disk, of layer 0, are only the keys
 def test_the_parts_of_a_pool_make_up_the_whole(bits, layer, spill):
-    pool = CachePool(cache_format(bits, spill), 3, RoomSize(3, 20, 23))
-    pool.write(layer, RowCells(range(4), [0, 0, 0, 2], [0, 1, 2, 0], CPU), rows(4))
-    pool.end_prefill(layer)
-    for step in range(2):
-        slots = [0, 1, 2] if step == 0 else [0, 2]  # the one between had no prompt, and has left
-        lengths = [[3, 0, 1][slot] + step for slot in slots]
-        cells = RowCells(range(len(slots)), slots, lengths, CPU)
-        pool.write(layer, cells, rows(3, seed=step + 1))
-    whole = contents(pool, layer)
-    with pool.read(layer, CPU) as parts:
-        assert len(parts) == (2 if spill and layer == 1 else 1)
-        num_last = sum(part.num_positions for part in parts[1:])
-        assert [part.keys.shape[2] for part in parts[1:]] == [16] * len(parts[1:])
-        for which in range(2):
-            first, *last = (part[which][:, :, : part.num_positions] for part in parts)
-            for slot, length in ((0, 5), (2, 3)):
-                pieces = [first[slot, :, : length - num_last], *(part[slot] for part in last)]
-                assert torch.equal(torch.cat(pieces, dim=1), whole[which][slot, :, :length])
-            assert all(torch.isfinite(part[which]).all() for part in parts)
+    num_later = 2 * RUN_LEN + 3
+    pool, plain = (
+        CachePool(cache_format(bits, where), 3, RoomSize(3, num_later, 3 + num_later))
+        for where in (spill, None)
+    )
+    for each in (pool, plain):
+        each.write(layer, RowCells(range(4), [0, 0, 0, 2], [0, 1, 2, 0], CPU), rows(4))
+        each.end_prefill(layer)
+    for step in range(num_later):
+        slots = [0, 1, 2] if step < 20 else [0, 2]  # the one between had no prompt, and has left
+        lengths = {0: 3 + step, 2: 1 + step}
+        with pool.read(layer, CPU) as parts:
+            assert_parts(parts, contents(plain, layer), lengths, one=not spill or layer == 0)
+        positions = [step if slot == 1 else lengths[slot] for slot in slots]
+        for each in (pool, plain):
+            cells = RowCells(range(len(slots)), slots, positions, CPU)
+            each.write(layer, cells, rows(len(slots), seed=step + 1))
+    for actual, expected in zip(contents(pool, layer), contents(plain, layer), strict=True):
+        assert torch.equal(actual, expected)
+
+
+def assert_parts(parts, whole, lengths, *, one):
+    num_last = sum(part.num_positions for part in parts[1:])
+    assert len(parts) == (1 if one else 1 + -(-num_last // RUN_LEN))
+    assert {part.keys.shape[2] for part in parts[1:]} <= {RUN_LEN}
+    for which in range(2):
+        first, *last = (part[which][:, :, : part.num_positions] for part in parts)
+        for slot, length in lengths.items():
+            pieces = [first[slot, :, : length - num_last], *(part[slot] for part in last)]
+            assert torch.equal(torch.cat(pieces, dim=1), whole[which][slot, :, :length])
+        assert all(torch.isfinite(part[which]).all() for part in parts)
 
 
 @pytest.mark.parametrize("bits", [None, 4])

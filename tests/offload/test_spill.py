@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from flexgen_helm.errors import DiskFullError, StoreError
 from flexgen_helm.offload.disk import ALIGNMENT
 from flexgen_helm.offload.spill import Buffers, RecordLayout, Spill
-from flexgen_helm.specs.chunks import IDLE_BUFFERS
+from flexgen_helm.specs.chunks import IDLE_BYTES
 
 
 @pytest.fixture(params=[True, False], ids=["overlap", "serial"])
@@ -115,19 +115,42 @@ def test_records_are_aligned():
     assert last.data_ptr() - first.data_ptr() == 64
 
 
+def test_the_last_records_can_be_made_one(spill):
+    region = spill.region(5 * ALIGNMENT)
+    records = [tensors(seed, [100]) for seed in range(4)]
+    for record in records[:3]:
+        region.append_copy(record)
+    assert_equal(contents(region), records[:3])
+    joined = [torch.stack([record[0] for record in records[1:3]])]
+    layout = RecordLayout.of(joined)
+    buffer = spill.buffers.take(layout.num_bytes)
+    layout.views(buffer)[0].copy_(joined[0])
+    region.replace_last(2, layout, buffer)
+    assert region.num_bytes == 2 * ALIGNMENT
+    region.append_copy(records[3])
+    region.begin_read()
+    assert_equal(contents(region), [records[0], joined, records[3]])
+
+
 def test_buffers_come_back_if_they_fit():
     buffers = Buffers()
     large, small = buffers.take(10 * ALIGNMENT), buffers.take(ALIGNMENT)
     buffers.give(large)
     buffers.give(small)
     assert buffers.take(2 * ALIGNMENT) is not large, "five times of what is needed"
-    assert buffers.take(6 * ALIGNMENT) is large
-    for size in range(1, IDLE_BUFFERS + 3):
-        buffers.give(torch.zeros(size, dtype=torch.uint8))
-    assert [len(buffer) for buffer in buffers._idle] == sorted(
-        len(buffer) for buffer in buffers._idle
-    )
-    assert len(buffers._idle) == IDLE_BUFFERS
+    middle = buffers.take(7 * ALIGNMENT)
+    assert middle is large
+    middle = buffers.take(7 * ALIGNMENT)
+    buffers.give(large)
+    buffers.give(middle)
+    assert buffers.take(6 * ALIGNMENT) is middle, "the smaller of two"
+
+
+def test_buffers_idle_for_longest_are_forgotten():
+    buffers = Buffers()
+    for value in range(5):
+        buffers.give(torch.full((), value, dtype=torch.uint8).expand(IDLE_BYTES // 4))
+    assert [int(buffer[0]) for buffer in buffers._idle] == [1, 2, 3, 4]
 
 
 def test_a_disk_that_is_full_is_told_from_one_that_is_broken(spill):

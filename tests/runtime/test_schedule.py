@@ -2,7 +2,7 @@ from itertools import product
 
 import pytest
 
-from flexgen_helm.runtime.schedule import block_schedule
+from flexgen_helm.runtime.schedule import block_schedule, turns_of_pass
 
 
 @pytest.mark.parametrize("num_layers", range(4))
@@ -11,6 +11,7 @@ def test_each_micro_batch_passes_each_layer_once_in_order(num_layers, num_micro_
     steps = list(block_schedule(num_layers, num_micro_batches))
     turns = [(step.layer, step.micro_batch) for step in steps]
     assert turns == [*product(range(num_layers), range(num_micro_batches))]
+    assert turns == [*turns_of_pass(num_layers, num_micro_batches)]
     assert [step.following for step in steps] == [*turns, None][1 : len(steps) + 1]
 
 

@@ -1,0 +1,42 @@
+"""Reads what coming turns need while others are computed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from flexgen_helm.runtime.schedule import Turn
+
+
+class ReadAhead:
+    """Begins reads in the order of turns, as far ahead as there is memory for.
+
+    The disk is asked in bursts: for the weights of a layer, then for little. One turn ahead would
+    leave it idle between them.
+
+    Args:
+        turns: all there are, in the order in which they come.
+        begin: begins the reads of a turn; returns the bytes of memory they take until it comes.
+        most_bytes: beyond which nothing more is begun; of the next turn it always is.
+    """
+
+    def __init__(
+        self, turns: Iterable[Turn], begin: Callable[[Turn], int], *, most_bytes: int
+    ) -> None:
+        self._turns = iter(turns)
+        self._begin = begin
+        self._most_bytes = most_bytes
+        self._ahead: deque[int] = deque()
+        """Bytes of each turn that is ahead and begun."""
+
+    def advance(self) -> None:
+        """Be told that a turn has come: what was read for it is in use."""
+        if self._ahead:
+            self._ahead.popleft()
+        else:
+            next(self._turns, None)  # the first: nothing was ahead of it
+        while not self._ahead or sum(self._ahead) < self._most_bytes:
+            turn = next(self._turns, None)
+            if turn is None:
+                break
+            self._ahead.append(self._begin(turn))

@@ -1,0 +1,50 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexgen_helm.runtime.read_ahead import ReadAhead
+from flexgen_helm.runtime.schedule import Turn
+
+
+class Reads:
+    """Notes which turns were begun."""
+
+    def __init__(self, sizes, most_bytes):
+        self.begun = []
+        turns = [Turn(0, index) for index in range(len(sizes))]
+        self.ahead = ReadAhead(turns, self.begin, most_bytes=most_bytes)
+        self._sizes = sizes
+
+    def begin(self, turn):
+        self.begun.append(turn.micro_batch)
+        return self._sizes[turn.micro_batch]
+
+
+def test_as_much_is_ahead_as_there_is_memory_for():
+    reads = Reads([5] * 6, most_bytes=10)
+    reads.ahead.advance()
+    assert reads.begun == [1, 2]
+    reads.ahead.advance()
+    assert reads.begun == [1, 2, 3]
+
+
+def test_the_next_turn_is_read_however_large():
+    reads = Reads([50] * 3, most_bytes=1)
+    reads.ahead.advance()
+    assert reads.begun == [1]
+
+
+def test_turns_that_read_nothing_are_passed_over():
+    reads = Reads([0, 0, 0, 7, 7], most_bytes=5)
+    reads.ahead.advance()
+    assert reads.begun == [1, 2, 3]
+
+
+@given(st.lists(st.integers(0, 20), max_size=30), st.integers(0, 40))
+def test_each_turn_but_the_first_is_begun_once_before_it_comes(sizes, most_bytes):
+    reads = Reads(sizes, most_bytes)
+    for turn in range(len(sizes)):
+        assert turn == 0 or turn in reads.begun
+        reads.ahead.advance()
+        ahead = reads.begun[turn:]
+        assert sum(sizes[index] for index in ahead[:-1]) < max(1, most_bytes)
+    assert reads.begun == [*range(1, len(sizes))]
