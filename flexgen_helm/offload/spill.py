@@ -260,10 +260,13 @@ class SpillRegion:
         self.append(layout, record)
 
     def begin_read(self) -> int:
-        """Begin to read, for the next who calls `read`; return the bytes of memory this takes."""
-        if not self._spill.overlap or self._ahead is not None:
+        """Begin to read, for the next who calls `read`, unless that has been done.
+
+        Returns the bytes of memory taken until then.
+        """
+        if not self._spill.overlap:
             return 0
-        self._ahead = self._begin()
+        self._ahead = self._ahead or self._begin()
         return len(self._ahead[0])
 
     @contextmanager

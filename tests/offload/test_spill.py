@@ -132,6 +132,16 @@ def test_the_last_records_can_be_made_one(spill):
     assert_equal(contents(region), [records[0], joined, records[3]])
 
 
+def test_what_is_ahead_takes_memory_until_it_is_read(spill):
+    region = spill.region(2 * ALIGNMENT)
+    region.append_copy(tensors(0, [100]))
+    taken = region.begin_read()
+    assert taken == (2 * ALIGNMENT if spill.overlap else 0)
+    assert region.begin_read() == taken
+    contents(region)
+    assert region._ahead is None
+
+
 def test_buffers_come_back_if_they_fit():
     buffers = Buffers()
     large, small = buffers.take(10 * ALIGNMENT), buffers.take(ALIGNMENT)
