@@ -257,7 +257,7 @@ def _our_trials(plan: Plan, stage: str, machine: MachineRow) -> Iterator[Trial]:
             trial,
             workload=plan.decode_heavy,
             batch=plan.decode_batch,
-            policy={**ON_DISK, "cache": {"disk": 1.0}, "micro_batch_tokens": 512},
+            policy={**ON_DISK, "cache": {"disk": 1.0}, "micro_batch_tokens": 256},
             memory_limit_bytes=plan.memory_limit_bytes,
         )
     elif stage == OVERLAP:

@@ -22,11 +22,11 @@ SPILLED_AT_ONCE = 32 << 20
 """Bytes of keys, or of values, of a layer that are read from disk at once: enough for the disk, and
 a few of them are in memory at a time."""
 
-IDLE_BYTES = 4 * SPILLED_AT_ONCE
+IDLE_BYTES = 2 * SPILLED_AT_ONCE
 """Bytes of buffers for the disk that are kept for the next who needs one, as memory the system has
 to provide anew is slow: keys and values that have been used make place for those read next."""
 
-READ_AHEAD_BYTES = 128 << 20
+READ_AHEAD_BYTES = 3 * SPILLED_AT_ONCE
 """Bytes of keys and values that are read before their turn comes, beyond those of the next turn:
 enough for the disk to be busy while those computed on take longer than theirs took to read."""
 

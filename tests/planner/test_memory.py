@@ -62,12 +62,12 @@ def test_terms_by_hand():
 
 
 def test_a_cache_on_disk_passes_through_memory():
-    """Rows of a pass four times, as prefill has them; what is read at once nine times, and as much
-    as four times of it ahead, and idle."""
+    """Rows of a pass four times, as prefill has them; what is read at once nine times, three times
+    of it ahead, and twice of it idle."""
     policy = Policy(cache=Placement(disk=1), micro_batch_tokens=512, num_micro_batches=4)
     terms = fixed_terms(setup(), policy)
     rows = 4 * 4 * 512 * 2048 * 2 / 0.8
-    assert terms["cache on its way to disk"] == {Tier.HOST: rows + (9 + 4 + 4) * 32 * 2**20}
+    assert terms["cache on its way to disk"] == {Tier.HOST: rows + (9 + 3 + 2) * 32 * 2**20}
     assert fixed_terms(setup(), Policy())["cache on its way to disk"] == {Tier.HOST: 0}
 
 
