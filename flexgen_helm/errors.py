@@ -5,7 +5,13 @@
     │   └── UnsupportedRequestError  a field of a HELM request that OPT has no answer to
     ├── InvalidSettingError          a dtype or block shape no engine can be built with
     │   ├── InvalidCompressionError  bits, group size or a compression label that does not exist
-    │   └── BudgetError              a policy that takes more memory than is allowed
+    │   ├── BudgetError              a policy that takes more memory than is allowed
+    │   │   └── InfeasibleError      no policy of this model fits this machine and budget
+    │   ├── HardwareError            a hardware profile is missing, incomplete or out of range
+    │   └── WorkloadError            lengths of requests are missing or out of range
+    ├── PlanningError                the planner found no answer
+    │   ├── UnboundedError           a plan that would take no time: a rate of the hardware is missing
+    │   └── SolverError              the solver of the linear program failed
     ├── CheckpointError              a checkpoint is missing, incomplete, corrupt or not an OPT
     │   └── UnsupportedModelError    the checkpoint is sound but its architecture is not ours
     ├── StoreError                   a weight store is damaged, or its disk cannot be used
@@ -43,6 +49,30 @@ class InvalidCompressionError(InvalidSettingError):
 
 class BudgetError(InvalidSettingError):
     """A policy takes more memory than is allowed."""
+
+
+class InfeasibleError(BudgetError):
+    """No policy fits: trying again helps only with more memory, a smaller model or compression."""
+
+
+class HardwareError(InvalidSettingError):
+    """A hardware profile cannot be used."""
+
+
+class WorkloadError(InvalidSettingError):
+    """What is to be planned for is not known, or makes no sense."""
+
+
+class PlanningError(FlexGenError):
+    """The planner has failed, and it was not the budget's fault."""
+
+
+class UnboundedError(PlanningError):
+    """The linear program has no least time: trying again does not help, another profile may."""
+
+
+class SolverError(PlanningError):
+    """The solver has stopped without an answer: another release of cvxpy may help."""
 
 
 class CheckpointError(FlexGenError):

@@ -10,6 +10,7 @@ from flexgen_helm import __version__
 from flexgen_helm.cli.bench import add_bench_parser
 from flexgen_helm.cli.convert import add_convert_parser
 from flexgen_helm.cli.demo import add_demo_parser
+from flexgen_helm.cli.plan import add_plan_parser
 from flexgen_helm.cli.register import add_register_parser
 from flexgen_helm.cli.run import add_run_parser
 from flexgen_helm.cli.tables import add_compare_parser, add_tables_parser
@@ -41,5 +42,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_compare_parser(subparsers)
     add_register_parser(subparsers)
     add_convert_parser(subparsers)
+    add_plan_parser(subparsers)
     add_bench_parser(subparsers)
     return parser

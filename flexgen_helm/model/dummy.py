@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.files import write_text_atomically
+from flexgen_helm.specs.opt_sizes import SIZES, config_of
 
 DUMMY_FILE = "dummy.json"
 INIT_STD = 0.02
@@ -25,25 +26,12 @@ INIT_STD = 0.02
 BLOCK = 1 << 24
 """Random numbers of a tensor, after which they repeat: drawing is slower than copying."""
 
-SIZES = {
-    "opt-125m": (12, 768, 12),
-    "opt-1.3b": (24, 2048, 32),
-    "opt-2.7b": (32, 2560, 32),
-    "opt-6.7b": (32, 4096, 32),
-    "opt-13b": (40, 5120, 40),
-    "opt-30b": (48, 7168, 56),
-    "opt-66b": (64, 9216, 72),
-    "opt-175b": (96, 12288, 96),
-}
-"""Layers, width and heads of the OPT family (Zhang et al. 2022, table 1); the MLP is four times as
-wide. OPT-350m, whose layers are different, is not among them."""
-
 
 def write_dummy(size: str, *, tokenizer: Path, directory: Path, seed: int = 0) -> Path:
     """Make a dummy checkpoint, and return its directory.
 
     Args:
-        size: a key of `SIZES`.
+        size: such as ``opt-30b``.
         tokenizer: directory with the files of OPT's tokenizer.
         directory: where to make it.
         seed: of the random weights.
@@ -51,9 +39,10 @@ def write_dummy(size: str, *, tokenizer: Path, directory: Path, seed: int = 0) -
     Raises:
         InvalidSettingError: there is no such size, or no tokenizer.
     """
-    if size not in SIZES:
+    name = size.removeprefix("opt-")
+    if name not in SIZES:
         raise InvalidSettingError(
-            f"there is no OPT of size {size!r}: choose one of {', '.join(SIZES)}"
+            f"there is no OPT of size {size!r}: choose one of opt-{', opt-'.join(SIZES)}"
         )
     files = [file for pattern in ("*.json", "*.txt") for file in tokenizer.glob(pattern)]
     if not files:
@@ -61,7 +50,7 @@ def write_dummy(size: str, *, tokenizer: Path, directory: Path, seed: int = 0) -
     directory.mkdir(parents=True, exist_ok=True)
     for file in files:
         shutil.copyfile(file, directory / file.name)
-    write_text_atomically(directory / "config.json", json.dumps(_config(size), indent=1))
+    write_text_atomically(directory / "config.json", json.dumps(config_of(name), indent=1))
     write_text_atomically(directory / DUMMY_FILE, json.dumps({"seed": seed}))
     return directory
 
@@ -85,23 +74,3 @@ class DummyReader:
         for block in blocks[1:]:
             block.copy_(blocks[0][: len(block)])
         return tensor
-
-
-def _config(size: str) -> dict[str, object]:
-    layers, width, heads = SIZES[size]
-    return {
-        "model_type": "opt",
-        "architectures": ["OPTForCausalLM"],
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "word_embed_proj_dim": width,
-        "num_attention_heads": heads,
-        "ffn_dim": 4 * width,
-        "vocab_size": 50272,
-        "max_position_embeddings": 2048,
-        "activation_function": "relu",
-        "do_layer_norm_before": True,
-        "eos_token_id": 2,
-        "bos_token_id": 2,
-        "pad_token_id": 1,
-    }

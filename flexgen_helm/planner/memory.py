@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from flexgen_helm.errors import BudgetError
+from flexgen_helm.planner.costs import Shape
+from flexgen_helm.planner.linear import Linear, placed_on
+from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.chunks import (
     CHUNK_SCORES,
@@ -21,9 +24,9 @@ from flexgen_helm.specs.chunks import (
     SPILLED_AT_ONCE,
     WRITES_IN_FLIGHT,
 )
-from flexgen_helm.specs.compression import Compression, quantized_bytes
-from flexgen_helm.specs.model import ModelSpec
-from flexgen_helm.specs.placement import Placement, Tier, place_evenly
+from flexgen_helm.specs.compression import quantized_bytes
+from flexgen_helm.specs.hardware import Hardware
+from flexgen_helm.specs.placement import ON_DEVICE, Placement, Tier, place_evenly
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.units import format_bytes
 
@@ -38,19 +41,6 @@ LIBRARY_BYTES = 80 << 20
 
 DEQUANTIZING_BYTES = 11
 """Per number: its code, as an integer and in float32, its value in float32 and as it is used."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What a policy is for."""
-
-    spec: ModelSpec
-    compression: Compression
-    dtype_bytes: int
-    """Of a number in the compute dtype."""
-
-    unified: bool
-    """Whether device and host are one memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +103,32 @@ def allowed_beside(setup: Setup, budget: MemoryBudget, tier: Tier) -> int | None
     return next((limit for tiers, limit in _memories(setup, budget) if tier in tiers), None)
 
 
+def limits_of(setup: Setup, hardware: Hardware, budget: MemoryBudget) -> dict[str, float]:
+    """Return the bytes that may be used of each memory: what there is, or less if a budget says."""
+    there = {
+        Tier.DEVICE: hardware.device_bytes,
+        Tier.HOST: hardware.host_bytes,
+        Tier.DISK: hardware.disk_bytes,
+    }
+    allowed = {tier: budget.on(tier) for tier in Tier}
+    if setup.unified:
+        both = [size for tier in (Tier.DEVICE, Tier.HOST) if (size := allowed[tier]) is not None]
+        allowed[Tier.DEVICE] = sum(both) if both else None
+    tiers = [Tier.DEVICE, Tier.DISK] if setup.unified else list(Tier)
+    return {
+        tier.value: there[tier] if (size := allowed[tier]) is None else min(size, there[tier])
+        for tier in tiers
+    }
+
+
 def fixed_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
     """Return what a policy takes, whatever is cached."""
-    spec, width = setup.spec, setup.spec.hidden_size * setup.dtype_bytes
-    layers = [_matrix_bytes(setup)] * spec.num_layers
+    return _weight_terms(setup, policy) | _working_terms(setup, policy)
+
+
+def _weight_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
+    """Matrices where they are, and what those on disk are read into."""
+    layers = [_matrix_bytes(setup)] * setup.spec.num_layers
     tiers = place_evenly(layers, policy.weights)
     placed = {
         tier: sum(
@@ -131,13 +143,17 @@ def fixed_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
         sum(size for name, size in sizes.items() if on[name] is Tier.DISK)
         for sizes, on in zip(layers, tiers, strict=True)
     )
+    return {"weights": placed, "staging buffers": {Tier.HOST: 2 * read}}
+
+
+def _working_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
+    """All else."""
+    spec, width = setup.spec, setup.spec.hidden_size * setup.dtype_bytes
     rows = policy.micro_batch_tokens * policy.num_micro_batches
     return {
         "embeddings, norms and biases": {
             Tier.DEVICE: spec.num_other_parameters * setup.dtype_bytes
         },
-        "weights": placed,
-        "staging buffers": {Tier.HOST: 2 * read},
         "layer in use": {Tier.DEVICE: _layer_in_use(setup, policy)},
         "activations": {tier: rows * width * policy.activations.on(tier) for tier in Tier},
         "cache on its way to disk": {Tier.HOST: _cache_on_its_way(setup, policy)},
@@ -152,19 +168,67 @@ def fixed_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
     }
 
 
+def needed_bytes(setup: Setup, shape: Shape) -> dict[str, Linear]:
+    """Return the memory that a shape of blocks needs at most, by what shares a limit.
+
+    Where each matrix goes is not known yet: what a placement may miss its fractions by, which is
+    less than the largest of them, is added.
+    """
+    disk = Placement(disk=1)
+    policy = Policy(
+        micro_batch_size=shape.micro_batch_size,
+        num_micro_batches=shape.num_micro_batches,
+        micro_batch_tokens=shape.micro_batch_tokens,
+        weights=disk if shape.weights_on_disk else ON_DEVICE,
+        cache=disk if shape.cache_on_disk else ON_DEVICE,
+    )
+    fixed = _working_terms(setup, policy)
+    layer = _matrix_bytes(setup)
+    weights, largest = sum(layer.values()) * setup.spec.num_layers, max(layer.values())
+    activations = fixed.pop("activations")[Tier.DEVICE]
+    placed = {"weights": weights, "activations": activations}
+    on_tier = {
+        tier: sum(
+            (placed_on(name, tier) * size for name, size in placed.items()),
+            Linear(_total(fixed, (tier,))),
+        )
+        + placed_on("cache", tier) * (_stored_per_token(setup) * shape.cached_tokens)
+        for tier in Tier
+    }
+    attended = _per_token_of_device(setup) * shape.cached_tokens
+    on_tier[Tier.DEVICE] = on_tier[Tier.DEVICE] + attended + largest
+    if shape.weights_on_disk:
+        staging = placed_on("weights", Tier.DISK) * (2 * weights / setup.spec.num_layers)
+        on_tier[Tier.HOST] = on_tier[Tier.HOST] + staging + 2 * largest
+    if setup.unified:
+        host = on_tier.pop(Tier.HOST)
+        on_tier[Tier.DEVICE] = on_tier[Tier.DEVICE] + host
+    return {tier.value: needed for tier, needed in on_tier.items()}
+
+
 def cache_per_token(setup: Setup, policy: Policy) -> Bytes:
     """Return what a token in the KV cache takes."""
-    spec = setup.spec
-    stored = spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
-    token = stored / LEAST_FILLED  # the rest of a pool is padding, at most
-    decompressed = 2 * spec.hidden_size * setup.dtype_bytes / LEAST_FILLED
+    token = _stored_per_token(setup)
     return {
-        Tier.DEVICE: policy.cache.device * token
-        + (decompressed if setup.compression.cache_bits is not None else 0)
-        + _sparse_per_token(setup),
+        Tier.DEVICE: policy.cache.device * token + _per_token_of_device(setup),
         Tier.HOST: policy.cache.host * token,
         Tier.DISK: policy.cache.disk * token,
     }
+
+
+def _stored_per_token(setup: Setup) -> float:
+    """Of a token in the KV cache, in a pool of which the rest is padding, at most."""
+    stored = setup.spec.cache_bytes(
+        setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes
+    )
+    return stored / LEAST_FILLED
+
+
+def _per_token_of_device(setup: Setup) -> float:
+    """What a cached token takes on the device, wherever it is stored."""
+    decompressed = 2 * setup.spec.hidden_size * setup.dtype_bytes / LEAST_FILLED
+    compressed = setup.compression.cache_bits is not None
+    return (decompressed if compressed else 0) + _sparse_per_token(setup)
 
 
 def _plan(setup: Setup, policy: Policy, budget: MemoryBudget) -> MemoryPlan:

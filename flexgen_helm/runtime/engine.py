@@ -21,11 +21,11 @@ from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR, open_weights
 from flexgen_helm.offload.spill import Spill
 from flexgen_helm.planner.memory import (
     MemoryPlan,
-    Setup,
     allowed_beside,
     nearest_policy,
     plan_memory,
 )
+from flexgen_helm.planner.setup import Setup
 from flexgen_helm.runtime.allocator import reuse_freed_memory
 from flexgen_helm.runtime.executor import BlockExecutor
 from flexgen_helm.runtime.loaded_model import Model

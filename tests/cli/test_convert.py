@@ -2,7 +2,7 @@ import pytest
 
 from flexgen_helm import Engine, GenerationRequest, Policy, SamplingParams
 from flexgen_helm.cli.main import main
-from flexgen_helm.model import dummy
+from flexgen_helm.specs.opt_sizes import SIZES
 from flexgen_helm.specs.placement import Placement
 
 
@@ -20,7 +20,7 @@ def test_a_checkpoint_becomes_a_store_that_the_engine_finds(checkpoint, tmp_path
 
 
 def test_a_dummy_is_run_like_any_checkpoint(checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(dummy.SIZES, "opt-125m", (2, 64, 4))
+    monkeypatch.setitem(SIZES, "125m", (2, 64, 4))
     arguments = ["--dummy", "--tokenizer", str(checkpoint), "--offload-dir", str(tmp_path)]
     assert main(["convert", "opt-125m", *arguments, "--dtype", "float32"]) == 0
     path = lines(capsys)["checkpoint"]

@@ -2,7 +2,8 @@ import torch
 
 from flexgen_helm.model import dummy
 from flexgen_helm.model.checkpoint import fingerprint, open_checkpoint, read_spec
-from flexgen_helm.model.dummy import SIZES, write_dummy
+from flexgen_helm.model.dummy import write_dummy
+from flexgen_helm.specs.opt_sizes import SIZES
 
 
 def test_the_same_numbers_every_time(checkpoint, tmp_path, monkeypatch):
@@ -29,6 +30,6 @@ def test_norms_and_biases_do_nothing(checkpoint, tmp_path):
 
 def test_sizes_are_those_of_the_names(checkpoint, tmp_path):
     for size in SIZES:
-        directory = write_dummy(size, tokenizer=checkpoint, directory=tmp_path / size)
-        number, unit = float(size[4:-1]), {"m": 1e6, "b": 1e9}[size[-1]]
+        directory = write_dummy(f"opt-{size}", tokenizer=checkpoint, directory=tmp_path / size)
+        number, unit = float(size[:-1]), {"m": 1e6, "b": 1e9}[size[-1]]
         assert abs(read_spec(directory).num_parameters / (number * unit) - 1) < 0.06

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from flexgen_helm.errors import BudgetError
 from flexgen_helm.planner.memory import (
     LEAST_TOKENS,
-    Setup,
     cache_per_token,
     fixed_terms,
     nearest_policy,
     plan_memory,
 )
+from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec

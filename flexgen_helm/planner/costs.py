@@ -1,0 +1,399 @@
+"""How long a block takes, as sums of named terms, in seconds.
+
+Time is that of the FlexGen paper's cost model (section 4.3, appendix A.3): every pass over the
+weights is bound by what takes longest of computing, transfers and the disk. Added to it are what
+prompts share, requests of one token, quantization, and a part of the rest that does not overlap.
+
+Shape letters: b sequences, t cached positions, e model width, l layers, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from math import ceil
+
+from flexgen_helm.planner.linear import Fractions, Linear, placed_on, total
+from flexgen_helm.planner.setup import Setup
+from flexgen_helm.specs.chunks import HEAD_ROWS, SPILLED_AT_ONCE
+from flexgen_helm.specs.hardware import Hardware
+from flexgen_helm.specs.placement import Tier
+from flexgen_helm.specs.policy import Policy
+from flexgen_helm.specs.workload import RequestLengths
+
+
+LEAST_LOSS = 1e-3
+"""Nothing overlaps for free: of two placements that are as fast, the one that moves less is better."""
+
+
+class Resource(str, Enum):
+    """What works at the same time as the others."""
+
+    COMPUTE = "computing"
+    TO_DEVICE = "copying to the device"
+    TO_HOST = "copying to the host"
+    DISK = "the disk"
+
+
+Terms = Mapping[Resource, Mapping[str, Linear]]
+"""Seconds by resource and name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What of a policy is not a placement."""
+
+    micro_batch_size: int
+    num_micro_batches: int
+    micro_batch_tokens: int
+    cached_tokens: int
+    """Tokens of a block in the KV cache, at most."""
+
+    attention: str = "device"
+    overlap: bool = True
+    weights_on_disk: bool = True
+    """Whether weights may be there: this takes memory."""
+
+    cache_on_disk: bool = True
+    """Likewise of the KV cache."""
+
+    @classmethod
+    def of(cls, policy: Policy, cached_tokens: int) -> Shape:
+        """Return that of a policy, with room for so many tokens in the KV cache."""
+        return cls(
+            micro_batch_size=policy.micro_batch_size,
+            num_micro_batches=policy.num_micro_batches,
+            micro_batch_tokens=policy.micro_batch_tokens,
+            cached_tokens=cached_tokens,
+            attention=policy.attention,
+            overlap=policy.overlap,
+            weights_on_disk=policy.weights.disk > 0,
+            cache_on_disk=policy.cache.disk > 0,
+        )
+
+    @property
+    def rows(self) -> int:
+        """Prompt tokens of a pass, at most."""
+        return self.micro_batch_tokens * self.num_micro_batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """What a system does that another does not."""
+
+    attends_to_all: bool = False
+    """Whether scores that the causal mask hides are computed, too."""
+
+    dequantizes_each: bool = False
+    """Whether each micro-batch dequantizes the weights of a layer, and not each pass."""
+
+    prefills_at_once: bool = False
+    """Whether all prompts of a block are computed in one pass."""
+
+    caches_one_token: bool = False
+    """Whether keys and values are stored of requests that need only their first token."""
+
+    computes_last_rows: bool = False
+    """Whether the last layer computes rows whose result nobody reads."""
+
+
+OURS = Execution()
+UPSTREAM = Execution(
+    attends_to_all=True,
+    dequantizes_each=True,
+    prefills_at_once=True,
+    caches_one_token=True,
+    computes_last_rows=True,
+)
+"""FlexGen 0.1.8; it also pads prompts and shares nothing (see `RequestLengths.padded`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockLoad:
+    """What the blocks of some requests have to do, on average."""
+
+    num_blocks: int
+    sequences: float
+    """Requests of a block."""
+
+    prompt_tokens: float
+    """Prompt tokens a block computes."""
+
+    prefill_passes: int
+    decode_passes: int
+
+    @classmethod
+    def of(cls, lengths: RequestLengths, shape: Shape, execution: Execution) -> BlockLoad:
+        """Work out how requests are cut into blocks; see `batching.blocks`."""
+        keeps = lengths.decodes or execution.caches_one_token
+        most = float(lengths.num_requests)
+        if keeps:
+            cached = lengths.own_len + max(0, lengths.new_tokens - 1)
+            most = min(most, shape.micro_batch_size * shape.num_micro_batches)
+            most = max(1.0, min(most, shape.cached_tokens / cached))
+        num_blocks = ceil(lengths.num_requests / most)
+        sequences = lengths.num_requests / num_blocks
+        prompt_tokens = sequences * lengths.own_len
+        passes = 1 if execution.prefills_at_once else ceil(prompt_tokens / shape.rows)
+        return cls(
+            num_blocks=num_blocks,
+            sequences=sequences,
+            prompt_tokens=prompt_tokens,
+            prefill_passes=passes,
+            decode_passes=max(0, lengths.new_tokens - 1),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Prefill, or decode, of all requests of a scenario."""
+
+    scenario: str
+    name: str
+    terms: Terms
+    overlap_loss: float
+    """Of what is not the longest, the part that takes time of its own."""
+
+    def seconds(self, fractions: Fractions) -> float:
+        """Return how long it takes, with everything in its place."""
+        return self._combine([total(terms).at(fractions) for terms in self.terms.values()])
+
+    @property
+    def least_s(self) -> float:
+        """How long it takes at least, wherever things are."""
+        return self._combine([total(terms).least for terms in self.terms.values()])
+
+    def _combine(self, seconds: list[float]) -> float:
+        return (1 - self.overlap_loss) * max(seconds) + self.overlap_loss * sum(seconds)
+
+
+def phases(
+    setup: Setup,
+    hardware: Hardware,
+    lengths: RequestLengths,
+    shape: Shape,
+    execution: Execution = OURS,
+) -> Iterator[Phase]:
+    """Yield what some requests take: prefill and, where anything is decoded, decode."""
+    load = BlockLoad.of(lengths, shape, execution)
+    loss = max(LEAST_LOSS, hardware.contention) if shape.overlap else 1.0
+    costs = _Costs(setup, hardware, lengths, shape, execution, load)
+    yield Phase(
+        scenario=lengths.name, name="prefill", terms=costs.prefill(), overlap_loss=loss
+    )
+    if load.decode_passes:
+        yield Phase(scenario=lengths.name, name="decode", terms=costs.decode(), overlap_loss=loss)
+
+
+OFF_DEVICE = (Tier.HOST, Tier.DISK)
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """Terms of all blocks of some requests."""
+
+    setup: Setup
+    hardware: Hardware
+    lengths: RequestLengths
+    shape: Shape
+    execution: Execution
+    load: BlockLoad
+
+    def prefill(self) -> Terms:
+        passes = self.load.num_blocks * self.load.prefill_passes
+        tokens = self.load.num_blocks * self.load.prompt_tokens
+        rows = self._prefill_rows()
+        micro_batches = ceil(self.load.prompt_tokens / rows) * self.load.num_blocks
+        stored = tokens if self._caches else 0.0
+        return {
+            Resource.COMPUTE: {
+                "products": self._products(tokens * self._prefilled_part(), rows),
+                "attention": self._prefill_attention(),
+                "dequantized weights": self._dequantized(passes, micro_batches),
+                "quantized cache": self._quantized(stored),
+                "LM head": self._head(self.lengths.num_requests, self.load.sequences),
+                "steps": self._steps(micro_batches),
+            },
+            Resource.TO_DEVICE: {
+                "weights": self._copied("weights", self._weight_bytes * passes, up=True),
+                "activations": self._copied("activations", self._hidden_bytes(tokens), up=True),
+            },
+            Resource.TO_HOST: {
+                "cache": self._copied("cache", self._stored_bytes(stored), up=False),
+                "activations": self._copied("activations", self._hidden_bytes(tokens), up=False),
+            },
+            Resource.DISK: {
+                "weights read": self._read("weights", self._weight_bytes * passes),
+                "activations read": self._read("activations", self._hidden_bytes(tokens)),
+                "cache written": self._written("cache", self._stored_bytes(stored)),
+                "activations written": self._written("activations", self._hidden_bytes(tokens)),
+            },
+        }
+
+    def decode(self) -> Terms:
+        passes = self.load.num_blocks * self.load.decode_passes
+        tokens = passes * self.load.sequences
+        rows = self._decode_rows()
+        micro_batches = ceil(self.load.sequences / rows) * passes
+        attended = tokens * self._mean_own_len
+        on_host = self.shape.attention == "host" and not self.setup.unified
+        attention = self._own_attention(attended, on_host=on_host)
+        return {
+            Resource.COMPUTE: {
+                "products": self._products(tokens, rows),
+                "attention": attention,
+                "shared attention": self._shared_attention(tokens),
+                "dequantized weights": self._dequantized(passes, micro_batches),
+                "dequantized cache": self._dequantized_cache(attended),
+                "quantized cache": self._quantized(tokens),
+                "LM head": self._head(tokens, self.load.sequences),
+                "steps": self._steps(micro_batches),
+            },
+            # What the host attends to it cannot copy meanwhile: both are bound by its memory, and
+            # the device waits for both (as in the paper's cost model of decode).
+            Resource.TO_DEVICE: {
+                "weights": self._copied("weights", self._weight_bytes * passes, up=True),
+                "attention on the host": attention if on_host else Linear(),
+                "cache": Linear()
+                if on_host
+                else self._copied("cache", self._stored_bytes(attended), up=True),
+                "activations": self._copied("activations", self._hidden_bytes(tokens), up=True),
+            },
+            Resource.TO_HOST: {
+                "cache": self._copied("cache", self._stored_bytes(tokens), up=False),
+                "activations": self._copied("activations", self._hidden_bytes(tokens), up=False),
+            },
+            Resource.DISK: {
+                "weights read": self._read("weights", self._weight_bytes * passes),
+                "cache read": self._read("cache", self._stored_bytes(attended)),
+                "activations read": self._read("activations", self._hidden_bytes(tokens)),
+                "cache written": self._written("cache", self._stored_bytes(tokens)),
+                "activations written": self._written("activations", self._hidden_bytes(tokens)),
+            },
+        }
+
+    @property
+    def _caches(self) -> bool:
+        return self.lengths.decodes or self.execution.caches_one_token
+
+    @property
+    def _weight_bytes(self) -> int:
+        """Of all layers, as stored."""
+        spec, compression = self.setup.spec, self.setup.compression
+        return spec.linear_weight_bytes(compression, dtype_bytes=self.setup.dtype_bytes)
+
+    @property
+    def _mean_own_len(self) -> float:
+        """Tokens of its own that a sequence attends to in decode; the paper's s + n/2."""
+        return self.lengths.own_len + self.lengths.new_tokens / 2
+
+    def _hidden_bytes(self, tokens: float) -> float:
+        """Of hidden states of some tokens, once for every layer."""
+        spec = self.setup.spec
+        return tokens * spec.num_layers * spec.hidden_size * self.setup.dtype_bytes
+
+    def _stored_bytes(self, tokens: float) -> float:
+        """Of keys and values of some tokens in all layers, as stored."""
+        spec = self.setup.spec
+        return tokens * spec.cache_bytes(
+            self.setup.compression, num_tokens=1, dtype_bytes=self.setup.dtype_bytes
+        )
+
+    def _cache_numbers(self, tokens: float) -> float:
+        """Keys and values of some tokens in all layers."""
+        return 2 * tokens * self.setup.spec.num_layers * self.setup.spec.hidden_size
+
+    def _prefill_rows(self) -> float:
+        """Rows of a product in prefill."""
+        return min(self.shape.micro_batch_tokens, self.load.prompt_tokens)
+
+    def _decode_rows(self) -> float:
+        """Rows of a product in decode: of a cache on disk there are not more than are read at once."""
+        most: float = self.shape.micro_batch_size
+        if self.shape.cache_on_disk:
+            length = self.lengths.own_len + self.lengths.new_tokens
+            most = min(most, SPILLED_AT_ONCE / (self._stored_bytes(length) / self._num_rooms))
+        return max(1.0, min(most, self.load.sequences))
+
+    @property
+    def _num_rooms(self) -> int:
+        """Keys and values of each layer have a room each."""
+        return 2 * self.setup.spec.num_layers
+
+    def _prefilled_part(self) -> float:
+        """Of products in prefill, the part that is computed: in the last layer all rows need keys
+        and values, and only the last of each prompt queries, projections and an MLP."""
+        if self.execution.computes_last_rows:
+            return 1.0
+        shapes = self.setup.spec.linear_shapes
+        size = {name: rows * row_len for name, (rows, row_len) in shapes.items()}
+        kept = (size["k_proj"] + size["v_proj"]) / sum(size.values())
+        unread = 1 - min(1.0, self.load.sequences / self.load.prompt_tokens)
+        return 1 - (1 - kept) * unread / self.setup.spec.num_layers
+
+    def _products(self, tokens: float, rows: float) -> Linear:
+        flop = 2 * tokens * self.setup.spec.num_linear_parameters
+        return Linear(flop / self.hardware.product_flop_per_s.at(rows))
+
+    def _prefill_attention(self) -> Linear:
+        """Two products of each query with each key, or value, before it."""
+        own, length = self.lengths.own_len, self.lengths.prompt_len
+        seen = length if self.execution.attends_to_all else length - own / 2
+        pairs = self.lengths.num_requests * own * seen
+        spec = self.setup.spec
+        flop = 4 * pairs * spec.hidden_size * spec.num_layers
+        return Linear(flop / self.hardware.attention_flop_per_s)
+
+    def _own_attention(self, attended: float, *, on_host: bool) -> Linear:
+        num_bytes = self._cache_numbers(attended) * self.setup.dtype_bytes
+        hardware = self.hardware
+        rate = (
+            hardware.host_attention_bytes_per_s if on_host else hardware.device_attention_bytes_per_s
+        )
+        return Linear(num_bytes / rate)
+
+    def _shared_attention(self, tokens: float) -> Linear:
+        spec = self.setup.spec
+        flop = 4 * tokens * self.lengths.shared_len * spec.hidden_size * spec.num_layers
+        return Linear(flop / self.hardware.attention_flop_per_s)
+
+    def _dequantized(self, passes: int, micro_batches: int) -> Linear:
+        if self.setup.compression.weight_bits is None:
+            return Linear()
+        times = micro_batches if self.execution.dequantizes_each else passes
+        numbers = times * self.setup.spec.num_linear_parameters
+        return Linear(numbers / self.hardware.dequantized_weights_per_s)
+
+    def _dequantized_cache(self, attended: float) -> Linear:
+        if self.setup.compression.cache_bits is None:
+            return Linear()
+        return Linear(self._cache_numbers(attended) / self.hardware.dequantized_cache_per_s)
+
+    def _quantized(self, tokens: float) -> Linear:
+        if self.setup.compression.cache_bits is None:
+            return Linear()
+        return Linear(self._cache_numbers(tokens) / self.hardware.quantized_cache_per_s)
+
+    def _head(self, tokens: float, at_once: float) -> Linear:
+        spec = self.setup.spec
+        flop = 2 * tokens * spec.vocab_size * spec.embedding_size
+        rows = max(1.0, min(HEAD_ROWS, at_once))
+        return Linear(flop / self.hardware.product_flop_per_s.at(rows))
+
+    def _steps(self, micro_batches: int) -> Linear:
+        return Linear(micro_batches * self.setup.spec.num_layers * self.hardware.step_s)
+
+    def _copied(self, placed: str, num_bytes: float, *, up: bool) -> Linear:
+        """What is not on the device passes its link, also what is on disk."""
+        hardware = self.hardware
+        rate = hardware.host_to_device_bytes_per_s if up else hardware.device_to_host_bytes_per_s
+        if rate is None:
+            return Linear()
+        return placed_on(placed, *OFF_DEVICE) * (num_bytes / rate)
+
+    def _read(self, placed: str, num_bytes: float) -> Linear:
+        return placed_on(placed, Tier.DISK) * (num_bytes / self.hardware.disk_read_bytes_per_s)
+
+    def _written(self, placed: str, num_bytes: float) -> Linear:
+        return placed_on(placed, Tier.DISK) * (num_bytes / self.hardware.disk_write_bytes_per_s)

@@ -1,0 +1,22 @@
+"""Where the data that ships beside the package is: scenarios, lengths of their requests, hardware."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_PLACES = (
+    Path(__file__).parent.parent / "scenarios",  # in a checkout
+    Path(sys.prefix) / "share" / "flexgen_helm" / "scenarios",  # where pip puts it
+)
+
+
+def scenarios_dir() -> Path:
+    """Return the directory; one that does not exist where it was not installed."""
+    return next((place for place in _PLACES if place.is_dir()), _PLACES[0])
+
+
+def hardware_profiles() -> dict[str, Path]:
+    """Return the hardware profiles that ship, by name."""
+    files = sorted((scenarios_dir() / "hardware").glob("*.json"))
+    return {file.stem: file for file in files}

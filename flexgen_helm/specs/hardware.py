@@ -1,0 +1,172 @@
+"""What a machine can do, as the planner sees it; measured, or from a datasheet."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from math import exp, isfinite, log
+from pathlib import Path
+from typing import Any
+
+from flexgen_helm.errors import HardwareError
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A rate that depends on a size, by points `(size, rate)` of growing size.
+
+    Between points it is a power of the size; before the first it is in proportion to it, as a
+    product of few rows takes as long as one of a row; behind the last it stays.
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        sizes = [size for size, _ in self.points]
+        valid = all(isfinite(x) and x > 0 for point in self.points for x in point)
+        if not sizes or not valid or any(a >= b for a, b in zip(sizes, sizes[1:], strict=False)):
+            raise HardwareError(
+                f"{self.points} is no rate by size: list pairs of positive numbers, by growing size"
+            )
+
+    def at(self, size: float) -> float:
+        """Return the rate at a size."""
+        sizes = [point[0] for point in self.points]
+        index = bisect_left(sizes, size)
+        if index == len(sizes):
+            return self.points[-1][1]
+        if index == 0:
+            return self.points[0][1] * size / sizes[0]
+        (left, low), (right, high) = self.points[index - 1 : index + 1]
+        return low * exp(log(high / low) * log(size / left) / log(right / left))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Capacities and rates. What a machine has no part for, such as a device of its own, is `None`.
+
+    Raises:
+        HardwareError: a rate or a capacity that is not positive.
+    """
+
+    name: str
+    source: str
+    """Where the figures are from: ``measured``, or what they were taken from."""
+
+    date: str = ""
+    """When they were measured."""
+
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    """What else decides them: processor, threads, versions."""
+
+    unified: bool
+    """Whether device and host are one memory, as on a machine without GPU."""
+
+    dtype: str
+    """The compute dtype the rates are for."""
+
+    device_bytes: int
+    """Memory of the device; of the machine, if `unified`."""
+
+    host_bytes: int
+    """Memory of the host; the same, if `unified`."""
+
+    disk_bytes: int
+
+    product_flop_per_s: Curve
+    """Of a product with weights of the compute dtype, by its rows."""
+
+    attention_flop_per_s: float
+    """Of attention in prefill, softmax included, and to shared prefixes in decode."""
+
+    device_attention_bytes_per_s: float
+    """Own keys and values of sequences in decode that the device attends to."""
+
+    host_attention_bytes_per_s: float
+    """Likewise of the host."""
+
+    dequantized_weights_per_s: float
+    """Weights, to the compute dtype."""
+
+    dequantized_cache_per_s: float
+    """Keys and values, likewise."""
+
+    quantized_cache_per_s: float
+
+    host_to_device_bytes_per_s: float | None
+    """From pinned memory; `None` if `unified`."""
+
+    device_to_host_bytes_per_s: float | None
+
+    disk_read_bytes_per_s: float
+    disk_write_bytes_per_s: float
+
+    step_s: float
+    """What a micro-batch costs in a layer, however small it is."""
+
+    contention: float
+    """Of what could be done at the same time, the part that takes time of its own: 0 where
+    computing and every transfer overlap without loss, 1 where nothing does."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                least = 0 if item.name in ("step_s", "contention") else 1
+                if not isfinite(value) or value < least:
+                    raise HardwareError(
+                        f"{item.name}={value!r} of hardware {self.name!r} is out of range: it must"
+                        f" be at least {least}"
+                    )
+        if self.contention > 1:
+            raise HardwareError(
+                f"contention={self.contention!r} of hardware {self.name!r} is out of range: it is"
+                " a part of 1"
+            )
+
+    @property
+    def dtype_bytes(self) -> int:
+        """Bytes of a number in the compute dtype."""
+        return 4 if self.dtype == "float32" else 2
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {**asdict(self), "product_flop_per_s": self.product_flop_per_s.points}, indent=2
+        )
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> Hardware:
+        """Read what `to_json` has written.
+
+        Args:
+            text: JSON.
+            where: it is from, for the message of an error.
+
+        Raises:
+            HardwareError: something is missing, unknown or out of range.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            points: Sequence[Sequence[float]] = values.pop("product_flop_per_s")
+            curve = Curve(tuple((size, rate) for size, rate in points))
+            return cls(**values, product_flop_per_s=curve)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise HardwareError(
+                f"{where} is no hardware profile ({error}): make one with flexgen-helm calibrate,"
+                " or begin with one of scenarios/hardware"
+            ) from error
+
+
+def read_hardware(path: Path) -> Hardware:
+    """Read a profile.
+
+    Raises:
+        HardwareError: there is none, or it is damaged.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise HardwareError(f"{path} cannot be read ({error}): name a hardware profile") from error
+    return Hardware.from_json(text, where=str(path))

@@ -1,0 +1,127 @@
+"""What there is to be done, as the planner sees it: how many requests, and how long they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+from flexgen_helm.errors import WorkloadError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestLengths:
+    """Requests of similar lengths, such as those of a scenario.
+
+    Raises:
+        WorkloadError: a number out of range.
+    """
+
+    name: str
+    num_requests: int
+    prompt_len: float
+    """Mean tokens of a prompt."""
+
+    max_prompt_len: int
+    new_tokens: int
+    """Tokens each request may generate."""
+
+    unique_ratio: float = 1.0
+    """Prompt tokens that remain when what prompts have in common is counted once, over all."""
+
+    def __post_init__(self) -> None:
+        counts = {
+            "num_requests": (self.num_requests, 1),
+            "prompt_len": (self.prompt_len, 1),
+            "max_prompt_len": (self.max_prompt_len, self.prompt_len),
+            "new_tokens": (self.new_tokens, 0),
+        }
+        for name, (value, least) in counts.items():
+            if not isfinite(value) or value < least:
+                raise WorkloadError(
+                    f"{name}={value!r} of {self.name!r} is out of range: it must be at least"
+                    f" {least:g}"
+                )
+        if not 0 < self.unique_ratio <= 1:
+            raise WorkloadError(
+                f"unique_ratio={self.unique_ratio!r} of {self.name!r} is out of range: it is a"
+                " part of 1"
+            )
+
+    @property
+    def prompt_tokens(self) -> float:
+        """Tokens of all prompts."""
+        return self.num_requests * self.prompt_len
+
+    @property
+    def own_len(self) -> float:
+        """Mean tokens of a prompt that no earlier one begins with."""
+        return self.prompt_len * self.unique_ratio
+
+    @property
+    def shared_len(self) -> float:
+        """Mean tokens of a prompt that others have, too."""
+        return self.prompt_len - self.own_len
+
+    @property
+    def decodes(self) -> bool:
+        """Whether anything goes on after its first token."""
+        return self.new_tokens > 1
+
+    @property
+    def padded(self) -> RequestLengths:
+        """The same with every prompt as long as the longest, and nothing shared."""
+        return RequestLengths(
+            name=self.name,
+            num_requests=self.num_requests,
+            prompt_len=self.max_prompt_len,
+            max_prompt_len=self.max_prompt_len,
+            new_tokens=self.new_tokens,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is to be run with one policy.
+
+    Raises:
+        WorkloadError: it is empty.
+    """
+
+    name: str
+    scenarios: tuple[RequestLengths, ...]
+
+    def __post_init__(self) -> None:
+        if not self.scenarios:
+            raise WorkloadError(f"workload {self.name!r} has no requests: there is nothing to plan")
+
+    def __iter__(self) -> Iterator[RequestLengths]:
+        return iter(self.scenarios)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens generated, at most."""
+        return sum(scenario.num_requests * scenario.new_tokens for scenario in self)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> Workload:
+        """Read what `to_json` has written.
+
+        Raises:
+            WorkloadError: something is missing, unknown or out of range.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            scenarios = tuple(RequestLengths(**scenario) for scenario in values["scenarios"])
+            return cls(name=values["name"], scenarios=scenarios)
+        except (ValueError, TypeError, KeyError) as error:
+            raise WorkloadError(
+                f"{where} does not say how long requests are ({error}): it has a name, and"
+                " scenarios with name, num_requests, prompt_len, max_prompt_len, new_tokens and"
+                " unique_ratio"
+            ) from error
