@@ -1,4 +1,4 @@
-"""Bytes as people read them."""
+"""Bytes and times as people read them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ def format_bytes(num_bytes: float) -> str:
         num_bytes /= 1000
         magnitude /= 1000
     raise AssertionError("unreachable: the last unit always returns")
+
+
+def format_seconds(seconds: float) -> str:
+    """Render a time with three significant digits: ``5400`` -> ``"1.5 hours"``."""
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
 
 
 def parse_bytes(text: str) -> int:

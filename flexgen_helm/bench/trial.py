@@ -55,6 +55,9 @@ class Trial:
     policy: Mapping[str, Any] = field(default_factory=dict)
     """Of ours."""
 
+    compression: str = "none"
+    """Of ours."""
+
     memory_limit_bytes: int | None = None
     """What the process may have in all, page cache included; `None` for all there is."""
 

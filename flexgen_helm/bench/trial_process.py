@@ -38,6 +38,7 @@ def _ours(trial: Trial, checkpoint: Path, directory: Path) -> Outcome:
     from flexgen_helm.runtime.statistics import peak_memory_bytes, resident_bytes
     from flexgen_helm.runtime.tokenizer import checkpoint_tokenizer
     from flexgen_helm.specs.budget import MemoryBudget
+    from flexgen_helm.specs.compression import Compression
     from flexgen_helm.specs.placement import Tier
     from flexgen_helm.specs.policy import Policy
     from flexgen_helm.specs.request import GenerationRequest, SamplingParams
@@ -50,6 +51,7 @@ def _ours(trial: Trial, checkpoint: Path, directory: Path) -> Outcome:
     limit = trial.memory_limit_bytes
     with Engine.from_pretrained(
         checkpoint,
+        compression=Compression.parse(trial.compression),
         dtype="bfloat16",
         device="cpu",
         policy=Policy.from_settings(trial.policy),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 from flexgen_helm.bench.checkpoint import SHAPES, random_checkpoint
 from flexgen_helm.bench.clients import PEERS, peer_client
 from flexgen_helm.bench.offload import STAGES
+from flexgen_helm.bench.plan import STAGES as PLAN_STAGES
 from flexgen_helm.bench.suites import SUITES, TOKENIZER, require_data
 from flexgen_helm.bench.trial import ACCELERATE, TRANSFORMERS, Bench, Workload
 from flexgen_helm.bench.trial import PEERS as PEER_SYSTEMS
+from flexgen_helm.cli.plan import hardware_named
 from flexgen_helm.errors import BenchmarkError
 from flexgen_helm.units import parse_bytes
 
 if TYPE_CHECKING:
     from flexgen_helm.bench.helm_run import RunRow
-    from flexgen_helm.bench.report import Report
+    from flexgen_helm.bench.plan import Machine
+    from flexgen_helm.bench.report import Report, Row
 
 DATA = Path("../shared/data")
 """Where tokenizer and scenario data are beside the checkout on some machines."""
@@ -40,6 +43,7 @@ def add_bench_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
     _add_helm_parser(benchmarks)
     _add_tree_parser(benchmarks)
     _add_offload_parser(benchmarks)
+    _add_plan_parser(benchmarks)
 
 
 def print_report(report: Report, *, as_json: bool) -> None:
@@ -129,6 +133,25 @@ def _add_offload_parser(benchmarks: argparse._SubParsersAction[argparse.Argument
     add("--micro-batch-size", type=_from(1), default=8, metavar="N")
     add("--rounds", type=_from(1), default=1, metavar="N", help="times everything is timed")
     parser.set_defaults(run=run_bench_offload)
+
+
+def _add_plan_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = benchmarks.add_parser(
+        "plan",
+        help="the planner's predictions beside what was measured",
+        description="Predict the tables of the FlexGen paper with a T4's profile; measure policies"
+        " of all kinds on this machine, beside what is predicted of them; and measure the planned"
+        " policy among many others. Progress is reported on stderr.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--json", action="store_true", help="print the report as one JSON object")
+    add("--stages", nargs="+", choices=PLAN_STAGES, default=list(PLAN_STAGES), metavar="NAME")
+    add("--hardware", metavar="FILE", help="profile of this machine (as calibrated)")
+    add("--rounds", type=_from(1), default=1, metavar="N", help="times everything is timed")
+    add("--data", type=Path, default=DATA, metavar="DIR", help="where OPT's tokenizer is")
+    add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="stores and logs")
+    parser.set_defaults(run=run_bench_plan)
 
 
 def _add_parser(
@@ -222,6 +245,46 @@ def run_bench_offload(args: argparse.Namespace) -> int:
     report = run_offload_benchmark(plan, session, conditions)
     print_report(report, as_json=args.json)
     return 0
+
+
+def run_bench_plan(args: argparse.Namespace) -> int:
+    """Carry out ``bench plan``."""
+    from flexgen_helm.bench import plan
+    from flexgen_helm.bench.conditions import machine_conditions
+    from flexgen_helm.bench.report import Report
+
+    rows: list[Row] = []
+    if plan.PAPER in args.stages:
+        rows += [*plan.paper_rows(), *plan.paper_helm_rows()]
+    if {plan.MACHINE, plan.SWEEP} & set(args.stages):
+        require_data(args.data, [])
+        machine = plan.Machine(
+            hardware=hardware_named(args.hardware),
+            directory=args.work_dir.absolute() / "plan",
+            tokenizer=args.data / TOKENIZER,
+            rounds=args.rounds,
+        )
+        for row in _measured_rows(args.stages, machine):
+            rows.append(row)
+            print(row, file=sys.stderr, flush=True)
+    report = Report(
+        ratios=plan.ratios(rows),
+        conditions=machine_conditions(datetime.now(timezone.utc)),
+        rows=rows,
+    )
+    print_report(report, as_json=args.json)
+    return 0
+
+
+def _measured_rows(stages: Sequence[str], machine: Machine) -> Iterator[Row]:
+    from flexgen_helm.bench import plan
+
+    if plan.MACHINE in stages:
+        for number, configuration in enumerate(plan.CONFIGURATIONS):
+            yield plan.machine_row(configuration, machine, number=number)
+    if plan.SWEEP in stages:
+        for number, configuration in enumerate(plan.SWEPT, start=1):
+            yield from plan.sweep_rows(configuration, machine, number=100 * number)
 
 
 def run_bench_helm(args: argparse.Namespace) -> int:

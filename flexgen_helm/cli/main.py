@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from flexgen_helm import __version__
 from flexgen_helm.cli.bench import add_bench_parser
+from flexgen_helm.cli.calibrate import add_calibrate_parser
 from flexgen_helm.cli.convert import add_convert_parser
 from flexgen_helm.cli.demo import add_demo_parser
 from flexgen_helm.cli.plan import add_plan_parser
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_compare_parser(subparsers)
     add_register_parser(subparsers)
     add_convert_parser(subparsers)
+    add_calibrate_parser(subparsers)
     add_plan_parser(subparsers)
     add_bench_parser(subparsers)
     return parser

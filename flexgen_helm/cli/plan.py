@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from flexgen_helm.errors import InvalidSettingError, WorkloadError
-from flexgen_helm.shipped import hardware_profiles
+from flexgen_helm.specs.shipped import hardware_profiles
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.calibration import measured_profile
 from flexgen_helm.specs.compression import Compression

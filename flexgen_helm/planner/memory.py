@@ -121,6 +121,12 @@ def limits_of(setup: Setup, hardware: Hardware, budget: MemoryBudget) -> dict[st
     }
 
 
+def budget_of(setup: Setup, hardware: Hardware, budget: MemoryBudget) -> MemoryBudget:
+    """Return a budget that also knows what memory there is."""
+    limits = limits_of(setup, hardware, budget)
+    return MemoryBudget(**{name: max(1, int(size)) for name, size in limits.items()})
+
+
 def fixed_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
     """Return what a policy takes, whatever is cached."""
     return _weight_terms(setup, policy) | _working_terms(setup, policy)

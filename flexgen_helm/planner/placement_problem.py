@@ -142,7 +142,7 @@ class PlacementProblem:
         self._slopes = cp.Parameter((num_rows, num_fractions))
         self._constants = cp.Parameter(num_rows)
         self._summed = cp.Parameter(num_fractions)
-        self._overlapped = cp.Parameter(num_phases, nonneg=True)
+        self._overlapped = cp.Parameter(num_phases)
         self._gigabytes = cp.Parameter((num_memories, num_fractions))
         self._free = cp.Parameter(num_memories)
         self._allowed = cp.Parameter(num_fractions, nonneg=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,9 +15,10 @@ from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.hardware import Hardware
 from flexgen_helm.specs.model import ModelSpec
-from flexgen_helm.specs.placement import ON_DEVICE
+from flexgen_helm.specs.placement import ON_DEVICE, Tier
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.workload import RequestLengths, Workload
+from flexgen_helm.units import format_bytes, format_seconds
 
 WORTH_SAYING = 0.01
 """A part of the time below which nothing is said about more memory."""
@@ -75,6 +76,23 @@ class Plan:
         placements = (self.policy.weights, self.policy.cache, self.policy.activations)
         return any(placement != ON_DEVICE for placement in placements)
 
+    @property
+    def summary(self) -> str:
+        """What it comes to, line by line."""
+        memory = ", ".join(
+            f"{name} {format_bytes(needed)} of {format_bytes(self.limit_bytes[name])}"
+            for name, needed in self.needed_bytes.items()
+        )
+        return "\n".join(
+            [
+                f"predicted: {format_seconds(self.predicted_s)}, {self.throughput:.3g} tokens/s",
+                f"compression: {self.compression}",
+                f"memory, at most: {memory}",
+                *_policy_lines(self.policy),
+                *self.limits,
+            ]
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""
         return {
@@ -90,6 +108,19 @@ class Plan:
             "needed_bytes": dict(self.needed_bytes),
             "limit_bytes": dict(self.limit_bytes),
         }
+
+
+def _policy_lines(policy: Policy) -> Iterator[str]:
+    yield (
+        f"micro-batches: {policy.num_micro_batches} of {policy.micro_batch_size} sequences, or of"
+        f" {policy.micro_batch_tokens} prompt tokens; attention on the {policy.attention}"
+    )
+    for name in ("weights", "cache", "activations"):
+        placement = getattr(policy, name)
+        parts = [
+            f"{100 * placement.on(tier):.3g} % {tier.value}" for tier in Tier if placement.on(tier)
+        ]
+        yield f"{name}: {', '.join(parts)}"
 
 
 def setup_for(spec: ModelSpec, compression: Compression, hardware: Hardware) -> Setup:

@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
 from flexgen_helm.errors import BudgetError, EngineClosedError, InvalidRequestError
-from flexgen_helm.model.cache_format import place_cache
 from flexgen_helm.model.checkpoint import fingerprint, read_spec, resolve
 from flexgen_helm.model.dtypes import DTYPES, resolve_device, resolve_dtype
-from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR, open_weights
-from flexgen_helm.offload.spill import Spill
-from flexgen_helm.planner.memory import (
-    MemoryPlan,
-    allowed_beside,
-    nearest_policy,
-    plan_memory,
-)
+from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR
+from flexgen_helm.planner.memory import allowed_beside
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.runtime.allocator import reuse_freed_memory
+from flexgen_helm.runtime.arrangement import Arrangement, Arranger
 from flexgen_helm.runtime.executor import BlockExecutor
+from flexgen_helm.runtime.lengths import DEFAULT_WORKLOAD, workload_of
 from flexgen_helm.runtime.loaded_model import Model
+from flexgen_helm.runtime.loader import Loader
 from flexgen_helm.runtime.memory_watch import MemoryWatch
 from flexgen_helm.runtime.progress import OnProgress, Progress, progress_reporter
 from flexgen_helm.runtime.statistics import memory_bytes
 from flexgen_helm.runtime.tokenizer import checkpoint_tokenizer
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.compression import Compression
-from flexgen_helm.specs.placement import ON_DEVICE, Tier
+from flexgen_helm.specs.hardware import Hardware
+from flexgen_helm.specs.placement import Tier
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
+from flexgen_helm.specs.workload import Workload
 
 
 class Engine:
@@ -55,18 +54,15 @@ class Engine:
         self,
         model: Model,
         description: EngineDescription,
-        policy: Policy,
-        plan: MemoryPlan,
+        arrangement: Arrangement,
         watch: MemoryWatch | None = None,
+        arrange: Callable[[Workload], Arrangement] | None = None,
+        reload: Callable[[Arrangement], Model] | None = None,
     ) -> None:
         self._model: Model | None = model
         self._watch = watch
-        self._cache_tokens = plan.cache_tokens
-        self.policy = policy
-        """Shape of the blocks, and where everything is. Micro-batches become smaller, with a
-        warning, where memory turns out to be short."""
-        self.plan = plan
-        """Memory that this takes."""
+        self._arrange, self._reload = arrange, reload
+        self._set(arrangement)
         self._lock = threading.Lock()
         self.description = description
         """What this engine is, for tables."""
@@ -75,6 +71,17 @@ class Engine:
         self.max_positions = model.spec.max_positions
         """Prompt tokens the model can take at most, BOS included."""
         self._vocab_size = model.spec.vocab_size
+        self.num_layers = model.spec.num_layers
+
+    def _set(self, arrangement: Arrangement) -> None:
+        self._cache_tokens = arrangement.memory.cache_tokens
+        self.policy = arrangement.policy
+        """Shape of the blocks, and where everything is. Micro-batches become smaller, with a
+        warning, where memory turns out to be short."""
+        self.plan = arrangement.memory
+        """Memory that this takes."""
+        self.prediction = arrangement.plan
+        """How long it was predicted to take, if it was planned."""
 
     @classmethod
     def from_pretrained(
@@ -84,9 +91,10 @@ class Engine:
         compression: Compression | None = None,
         dtype: str = "auto",
         device: str = "auto",
-        policy: Policy | None = None,
+        policy: Policy | Literal["auto"] | None = "auto",
         budget: MemoryBudget | None = None,
         offload_dir: str | os.PathLike[str] | None = None,
+        hardware: Hardware | None = None,
         progress: bool = False,
     ) -> Engine:
         """Load a checkpoint.
@@ -100,11 +108,14 @@ class Engine:
             dtype: compute dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the
                 fastest the device computes well in.
             device: ``cpu``, ``cuda``, ``cuda:1`` ..., or ``auto`` for CUDA where there is one.
-            policy: shape of the blocks, and where weights, KV cache and activations are; if left
-                out, the one nearest to having all of it on the device that fits the budget.
+            policy: shape of the blocks, and where weights, KV cache and activations are; ``auto``
+                for all of it on the device where that fits, else for what is planned to take the
+                least time, planned once more when the first requests are known.
             budget: memory that may be used, beside what the process takes already; if left out,
                 half of the memory that is free after loading for the KV cache.
             offload_dir: where weight stores are; `~/.cache/flexgen_helm` if left out.
+            hardware: what is planned with; if left out, what `flexgen-helm calibrate` has measured
+                or, where it has not been run, figures of another machine.
             progress: whether to show a progress bar while loading.
 
         Raises:
@@ -130,8 +141,11 @@ class Engine:
         budget = budget or MemoryBudget()
         allowed = allowed_beside(setup, budget, Tier.DEVICE)
         before = memory_bytes(torch.device(device))
-        policy = policy or nearest_policy(setup, Policy(), budget) or Policy()
-        plan = plan_memory(setup, policy, budget)
+        arranger = Arranger(setup, budget, torch.device(device), offload, hardware)
+        automatic = policy is None or policy == "auto"
+        arrangement = (
+            arranger.plan(DEFAULT_WORKLOAD) if automatic else arranger.with_policy(policy)
+        )
         with (
             ThreadPoolExecutor() as beside,
             tqdm(total=spec.num_layers + 1, unit="layer", disable=not progress) as bar,
@@ -140,16 +154,16 @@ class Engine:
                 beside.submit(f, path) for f in (checkpoint_tokenizer, fingerprint)
             )
             bar.set_description(f"loading {model}")
-            weights = open_weights(
-                path,
-                spec,
-                compression,
-                policy,
+            loader = Loader(
+                path=path,
+                setup=setup,
                 dtype=dtype,
                 device=torch.device(device),
+                budget=budget,
                 offload_dir=offload,
-                on_part=partial(bar.update, 1),
+                tokenizer=tokenizer.result,
             )
+            loaded = loader.load(arrangement, on_part=partial(bar.update, 1))
         description = EngineDescription(
             model=str(model),
             fingerprint=digest.result(),
@@ -157,28 +171,13 @@ class Engine:
             dtype=dtype,
             device=device,
             num_parameters=spec.num_parameters,
-            weight_bytes=weights.num_bytes,
-            linear_weight_bytes=weights.linear_bytes,
-        )
-        spill = None
-        if policy.spills:
-            on_disk = budget.on(Tier.DISK)
-            limit = None if on_disk is None else on_disk - plan.weights_on_disk
-            spill = Spill(offload, overlap=policy.overlap, limit_bytes=limit)
-        on_device = policy.cache == ON_DEVICE
-        loaded = Model(
-            spec=spec,
-            weights=weights,
-            tokenizer=tokenizer.result(),
-            compression=compression,
-            dtype=DTYPES[dtype],
-            device=torch.device(device),
-            cache_tiers=[] if on_device else place_cache(spec.num_layers, policy.cache),
-            attention_on_host=policy.attention == "host",
-            spill=spill,
+            weight_bytes=loaded.weights.num_bytes,
+            linear_weight_bytes=loaded.weights.linear_bytes,
         )
         watch = None if allowed is None else MemoryWatch(loaded.device, before + allowed)
-        return cls(loaded, description, policy, plan, watch)
+        if arrangement.plan is None:  # there is nothing to gain from planning again
+            return cls(loaded, description, arrangement, watch)
+        return cls(loaded, description, arrangement, watch, arranger.plan, loader.load)
 
     def generate(
         self,
@@ -205,10 +204,12 @@ class Engine:
         requests = list(requests)
         for request in requests:
             self.validate(request)
-            self._check_cache(request)
         results: dict[int, GenerationResult] = {}
         generated_tokens = 0
         with self._lock, progress_reporter(progress, len(requests)) as report:
+            self._plan_for(requests)
+            for request in requests:
+                self._check_cache(request)
 
             def finish(index: int, result: GenerationResult) -> None:
                 nonlocal generated_tokens
@@ -268,6 +269,20 @@ class Engine:
                 f" {self.plan.cache_tokens}: allow more memory, put the cache on disk"
                 " (policy.cache), or compress it (such as kv4)"
             )
+
+    def _plan_for(self, requests: Sequence[GenerationRequest]) -> None:
+        """Plan once more, now that the first requests are known, and say what was planned."""
+        if self._arrange is None or self._reload is None or not requests:
+            return
+        arrange, self._arrange = self._arrange, None
+        arrangement = arrange(workload_of(requests))
+        if arrangement.policy != self.policy:
+            self._open_model().close()
+            self._model = None
+            self._model = self._reload(arrangement)
+            self._set(arrangement)
+        if arrangement.plan is not None:
+            tqdm.write(arrangement.plan.summary, file=sys.stderr)
 
     def close(self) -> None:
         """Free the model's memory. Later calls of `generate` raise `EngineClosedError`."""

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flexgen_helm.specs.placement import Tier
 from flexgen_helm.tables.columns import Column, frame_of
 from flexgen_helm.tables.render import text_table
-from flexgen_helm.units import format_bytes
 
 if TYPE_CHECKING:
     from flexgen_helm.planner.plan import Plan
-    from flexgen_helm.specs.policy import Policy
 
 SCENARIOS = (
     Column("scenario", "string", "", "scenario"),
@@ -28,7 +25,7 @@ SCENARIOS = (
 
 
 def plan_text(plan: Plan) -> str:
-    """Return a table of the scenarios, the policy, what it takes, and what limits it."""
+    """Return a table of the scenarios, and the plan's summary."""
     rows = [
         {
             **vars(scenario),
@@ -41,34 +38,4 @@ def plan_text(plan: Plan) -> str:
         }
         for scenario in plan.per_scenario
     ]
-    memory = ", ".join(
-        f"{name} {format_bytes(needed)} of {format_bytes(plan.limit_bytes[name])}"
-        for name, needed in plan.needed_bytes.items()
-    )
-    lines = [
-        f"predicted: {_duration(plan.predicted_s)}, {plan.throughput:.3g} tokens/s",
-        f"compression: {plan.compression}",
-        f"memory, at most: {memory}",
-        *_policy_lines(plan.policy),
-        *plan.limits,
-    ]
-    return "\n".join([text_table(frame_of(SCENARIOS, rows), SCENARIOS), "", *lines])
-
-
-def _policy_lines(policy: Policy) -> list[str]:
-    lines = [
-        f"micro-batches: {policy.num_micro_batches} of {policy.micro_batch_size} sequences, or of"
-        f" {policy.micro_batch_tokens} prompt tokens; attention on the {policy.attention}"
-    ]
-    for name in ("weights", "cache", "activations"):
-        placement = getattr(policy, name)
-        parts = [f"{100 * placement.on(tier):.3g} % {tier.value}" for tier in Tier]
-        lines.append(f"{name}: {', '.join(part for part in parts if not part.startswith('0 '))}")
-    return lines
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("hours", 3600), ("minutes", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} seconds"
+    return "\n".join([text_table(frame_of(SCENARIOS, rows), SCENARIOS), "", plan.summary])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from flexgen_helm.specs.hardware import Hardware, read_hardware
+
 _PLACES = (
-    Path(__file__).parent.parent / "scenarios",  # in a checkout
+    Path(__file__).parent.parent.parent / "scenarios",  # in a checkout
     Path(sys.prefix) / "share" / "flexgen_helm" / "scenarios",  # where pip puts it
 )
 
@@ -20,3 +22,13 @@ def hardware_profiles() -> dict[str, Path]:
     """Return the hardware profiles that ship, by name."""
     files = sorted((scenarios_dir() / "hardware").glob("*.json"))
     return {file.stem: file for file in files}
+
+
+def typical_hardware(*, unified: bool) -> Hardware:
+    """Return figures to go by on a machine that has not been calibrated.
+
+    Raises:
+        HardwareError: no profiles were installed.
+    """
+    name = "cpu-2-cores" if unified else "t4"
+    return read_hardware(hardware_profiles().get(name, Path(f"{name}.json")))

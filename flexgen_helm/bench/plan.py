@@ -1,0 +1,416 @@
+"""`bench plan`: the planner's predictions beside what was measured.
+
+1. *paper*: the FlexGen paper's tables, with a T4's profile and upstream's own policies, and what
+   the planner would choose instead. Nothing is measured.
+2. *machine*: this machine, with policies of all kinds: time and memory, predicted and measured.
+3. *sweep*: the policy the planner chooses beside many others, all measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from flexgen_helm.bench.report import Cell, Row
+from flexgen_helm.bench.trial import OURS, Bench, Trial, TrialRow, Workload, run_trial
+from flexgen_helm.errors import BenchmarkError
+from flexgen_helm.planner.costs import UPSTREAM
+from flexgen_helm.planner.plan import plan, predict
+from flexgen_helm.specs.shipped import hardware_profiles, scenarios_dir
+from flexgen_helm.specs import workload as workloads
+from flexgen_helm.specs.compression import Compression
+from flexgen_helm.specs.hardware import Hardware, read_hardware
+from flexgen_helm.specs.model import ModelSpec
+from flexgen_helm.specs.opt_sizes import SIZES, config_of, known_spec
+from flexgen_helm.specs.policy import Policy
+from flexgen_helm.specs.workload import RequestLengths
+
+PAPER, MACHINE, SWEEP = "paper", "machine", "sweep"
+STAGES = (PAPER, MACHINE, SWEEP)
+
+LONG_WORKLOAD = 2000
+"""Requests of a workload in which the block may be of any size."""
+
+ON_DISK: Mapping[str, float] = {"disk": 1.0}
+
+
+def paper_rows() -> list[Row]:
+    """Predict the cells of the paper's throughput table."""
+    paper, hardware = _paper(), _t4()
+    rows: list[Row] = []
+    for cell in paper["throughput"]:
+        spec, compression = _spec(cell["model"]), Compression.parse(cell["compression"])
+        policy = _policy(cell)
+        block = _lengths(cell, num_requests=policy.effective_batch)
+        made = predict(
+            spec,
+            compression,
+            hardware,
+            _workload(block),
+            policy,
+            cached_tokens=_unlimited(block),
+            execution=UPSTREAM,
+        )
+        chosen = plan(
+            spec, [compression], hardware, _workload(_lengths(cell, num_requests=LONG_WORKLOAD))
+        )
+        measured = cell["measured_tokens_per_s"]
+        rows.append(
+            {
+                "model": cell["model"],
+                "lengths": f"{cell['prompt_len']}/{cell['new_tokens']}",
+                "compression": cell["compression"],
+                "measured_tokens_per_s": measured,
+                "predicted_tokens_per_s": made.throughput,
+                "error": made.throughput / measured - 1,
+                "planned_tokens_per_s": chosen.throughput,
+                "planned_over_upstream": chosen.throughput / made.throughput,
+            }
+        )
+    return rows
+
+
+def paper_helm_rows(compression: str = "w4-kv4") -> list[Row]:
+    """Predict the paper's HELM table: upstream's way and ours."""
+    paper, hardware = _paper(), _t4()
+    suite = workloads.Workload.from_json(
+        (scenarios_dir() / "paper_7.lengths.json").read_text(), where="paper_7.lengths.json"
+    )
+    spec = _spec(paper["helm"]["model"])
+    ours = plan(spec, [Compression.parse(compression)], hardware, suite)
+    rows: list[Row] = []
+    for cell, scenario in zip(paper["helm"]["rows"], ours.per_scenario, strict=True):
+        assert cell["scenario"] == scenario.scenario, "both list the same scenarios"
+        policy = _policy(cell)
+        lengths = _lengths(cell, num_requests=cell["num_requests"])
+        theirs = predict(
+            spec,
+            Compression(),
+            hardware,
+            _workload(lengths),
+            policy,
+            cached_tokens=_unlimited(lengths),
+            execution=UPSTREAM,
+        )
+        rows.append(
+            {
+                "scenario": cell["scenario"],
+                "requests": cell["num_requests"],
+                "measured_minutes": cell["measured_minutes"],
+                "predicted_upstream_minutes": theirs.predicted_s / 60,
+                "planned_minutes": scenario.minutes,
+                "computed_tokens_upstream": cell["num_requests"] * cell["prompt_len"],
+                "unique_tokens": round(scenario.unique_tokens),
+                "effective_batch": round(scenario.effective_batch),
+            }
+        )
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """A model, a policy and requests to be measured."""
+
+    size: str
+    compression: str
+    workload: Workload
+    batch: int
+    policy: Mapping[str, Any]
+
+    @property
+    def spec(self) -> ModelSpec:
+        return ModelSpec.from_config(config_of(self.size))
+
+
+def _on_disk(*placed: str, **others: Any) -> dict[str, Any]:
+    return {**{name: ON_DISK for name in placed}, **others}
+
+
+CONFIGURATIONS = (
+    Configuration(size="125m", compression="none", workload=Workload(256, 32), batch=64, policy={}),
+    Configuration(size="125m", compression="none", workload=Workload(512, 1), batch=96, policy={}),
+    Configuration(size="125m", compression="w4", workload=Workload(256, 32), batch=64, policy={}),
+    Configuration(
+        size="125m", compression="w4-kv4", workload=Workload(256, 32), batch=64, policy={}
+    ),
+    Configuration(
+        size="125m",
+        compression="none",
+        workload=Workload(32, 96),
+        batch=256,
+        policy=_on_disk("weights", "cache"),
+    ),
+    Configuration(size="1.3b", compression="none", workload=Workload(128, 16), batch=32, policy={}),
+    Configuration(
+        size="1.3b",
+        compression="none",
+        workload=Workload(128, 16),
+        batch=64,
+        policy=_on_disk("weights"),
+    ),
+    Configuration(
+        size="1.3b",
+        compression="none",
+        workload=Workload(512, 1),
+        batch=24,
+        policy=_on_disk("weights"),
+    ),
+    Configuration(
+        size="1.3b",
+        compression="none",
+        workload=Workload(128, 16),
+        batch=32,
+        policy={"weights": {"device": 0.5, "disk": 0.5}},
+    ),
+    Configuration(
+        size="1.3b",
+        compression="none",
+        workload=Workload(32, 24),
+        batch=192,
+        policy=_on_disk("weights", "cache", micro_batch_tokens=512),
+    ),
+    Configuration(
+        size="1.3b", compression="w4", workload=Workload(64, 16), batch=32, policy={}
+    ),
+    Configuration(
+        size="2.7b",
+        compression="none",
+        workload=Workload(128, 8),
+        batch=48,
+        policy=_on_disk("weights"),
+    ),
+    Configuration(
+        size="6.7b", compression="w4", workload=Workload(64, 6), batch=32, policy={}
+    ),
+    Configuration(
+        size="6.7b",
+        compression="w4",
+        workload=Workload(64, 6),
+        batch=32,
+        policy=_on_disk("weights"),
+    ),
+)
+"""From 125M to 6.7B, in memory and from disk, compressed or not, prefill only and decode-heavy."""
+
+SWEPT = (
+    Configuration(
+        size="125m", compression="none", workload=Workload(128, 32), batch=128, policy={}
+    ),
+    Configuration(
+        size="125m", compression="w4", workload=Workload(256, 8), batch=96, policy={}
+    ),
+)
+"""Requests of which each policy of `swept_policies` runs all."""
+
+
+def swept_policies() -> Iterator[dict[str, Any]]:
+    """Yield policies of all shapes and placements."""
+    for tokens, size, (weights, cache) in product(
+        (128, 512, 2048), (8, 32, 128), product((0.0, 0.5, 1.0), (0.0, 1.0))
+    ):
+        yield {
+            "micro_batch_tokens": tokens,
+            "micro_batch_size": size,
+            "weights": {"device": 1 - weights, "disk": weights},
+            "cache": {"device": 1 - cache, "disk": cache},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where and with what is measured."""
+
+    hardware: Hardware
+    directory: Path
+    """For stores and logs."""
+
+    tokenizer: Path
+    rounds: int
+
+    def measure(
+        self, configuration: Configuration, policy: Mapping[str, Any], *, number: int, stage: str
+    ) -> TrialRow:
+        """Run a configuration with a policy, several times; return the run of median time."""
+        bench = Bench(checkpoint=self._checkpoint(configuration.size), directory=self.directory)
+        trial = Trial(
+            stage=stage,
+            system=OURS,
+            workload=configuration.workload,
+            batch=configuration.batch,
+            policy=policy,
+            compression=configuration.compression,
+        )
+        rows = [run_trial(trial, bench, number=number) for _ in range(self.rounds)]
+        rows.sort(key=lambda row: row.total_s)
+        return rows[len(rows) // 2]
+
+    def _checkpoint(self, size: str) -> Path:
+        from flexgen_helm.model.dummy import write_dummy
+
+        return write_dummy(
+            f"opt-{size}", tokenizer=self.tokenizer, directory=self.directory / f"opt-{size}"
+        )
+
+
+def machine_row(configuration: Configuration, machine: Machine, *, number: int) -> Row:
+    """Measure a configuration, and set it beside what was predicted."""
+    row = machine.measure(configuration, configuration.policy, number=number, stage=MACHINE)
+    if row.prefill_s is None or row.decode_s is None or row.memory_bytes is None:
+        raise BenchmarkError(
+            f"opt-{configuration.size} {configuration.compression} was killed for want of memory:"
+            " this benchmark needs 16 GB"
+        )
+    predicted = _predicted(configuration, configuration.policy, machine.hardware)
+    [scenario] = predicted.per_scenario
+    return {
+        "model": f"opt-{configuration.size}",
+        "compression": configuration.compression,
+        "requests": configuration.batch,
+        "lengths": str(configuration.workload),
+        "on_disk": ", ".join(sorted(configuration.policy.keys() & {"weights", "cache"})),
+        "predicted_prefill_s": scenario.prefill_s,
+        "measured_prefill_s": row.prefill_s,
+        "predicted_decode_s": scenario.decode_s,
+        "measured_decode_s": row.decode_s,
+        "error": predicted.predicted_s / row.total_s - 1,
+        "planned_bytes": row.planned_bytes,
+        "memory_bytes": row.memory_bytes,
+        "planned_over_measured": (row.planned_bytes or 0) / row.memory_bytes,
+    }
+
+
+def sweep_rows(configuration: Configuration, machine: Machine, *, number: int) -> Iterator[Row]:
+    """Measure the planned policy, and all others."""
+    lengths = _requests(configuration)
+    chosen = plan(
+        configuration.spec,
+        [Compression.parse(configuration.compression)],
+        machine.hardware,
+        _workload(lengths),
+    ).policy
+    planned = {
+        "micro_batch_tokens": chosen.micro_batch_tokens,
+        "micro_batch_size": chosen.micro_batch_size,
+        "num_micro_batches": chosen.num_micro_batches,
+        **{
+            name: {"device": placed.device, "host": placed.host, "disk": placed.disk}
+            for name, placed in (("weights", chosen.weights), ("cache", chosen.cache))
+        },
+    }
+    policies = [("planned", planned), *(("swept", policy) for policy in swept_policies())]
+    for index, (kind, policy) in enumerate(policies):
+        row = machine.measure(configuration, policy, number=number + index, stage=SWEEP)
+        yield {
+            "model": f"opt-{configuration.size}",
+            "compression": configuration.compression,
+            "kind": kind,
+            "micro_batch_tokens": policy["micro_batch_tokens"],
+            "micro_batch_size": policy["micro_batch_size"],
+            "weights_on_disk": policy["weights"]["disk"],
+            "cache_on_disk": policy["cache"]["disk"],
+            "predicted_s": _predicted(configuration, policy, machine.hardware).predicted_s,
+            "measured_s": row.total_s,
+        }
+
+
+def ratios(rows: Sequence[Row]) -> dict[str, float]:
+    """Return what the benchmark is about, as far as it was looked at."""
+    found: dict[str, float] = {}
+    cells = [row for row in rows if "measured_tokens_per_s" in row]
+    if cells:
+        found["paper_worst_error"] = max(abs(_number(row, "error")) for row in cells)
+        found["paper_least_planned_over_upstream"] = min(
+            _number(row, "planned_over_upstream") for row in cells
+        )
+    helm = [row for row in rows if "predicted_upstream_minutes" in row]
+    if helm:
+        measured = sum(_number(row, "measured_minutes") for row in helm)
+        theirs = sum(_number(row, "predicted_upstream_minutes") for row in helm)
+        found["helm_upstream_predicted_over_measured"] = theirs / measured
+        found["helm_planned_hours"] = sum(_number(row, "planned_minutes") for row in helm) / 60
+    timed = [row for row in rows if "planned_over_measured" in row]
+    if timed:
+        errors = [abs(_number(row, "error")) for row in timed]
+        found["machine_median_error"], found["machine_worst_error"] = median(errors), max(errors)
+        memory = [_number(row, "planned_over_measured") for row in timed]
+        found["memory_least_planned_over_measured"] = min(memory)
+        found["memory_most_planned_over_measured"] = max(memory)
+    for name in dict.fromkeys((row["model"], row["compression"]) for row in rows if "kind" in row):
+        swept = [row for row in rows if "kind" in row and (row["model"], row["compression"]) == name]
+        [planned] = [_number(row, "measured_s") for row in swept if row["kind"] == "planned"]
+        best = min(_number(row, "measured_s") for row in swept)
+        found[f"sweep_{name[0]}_{name[1]}_planned_over_best"] = planned / best
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def _number(row: Row, name: str) -> float:
+    value: Cell = row[name]
+    assert isinstance(value, int | float), f"{name} is a figure"
+    return value
+
+
+def _predicted(configuration: Configuration, policy: Mapping[str, Any], hardware: Hardware) -> Any:
+    lengths = _requests(configuration)
+    return predict(
+        configuration.spec,
+        Compression.parse(configuration.compression),
+        hardware,
+        _workload(lengths),
+        Policy.from_settings(policy),
+        cached_tokens=_unlimited(lengths),
+    )
+
+
+def _requests(configuration: Configuration) -> RequestLengths:
+    workload = configuration.workload
+    return RequestLengths(
+        name=str(workload),
+        num_requests=configuration.batch,
+        prompt_len=workload.prompt_len,
+        max_prompt_len=workload.prompt_len,
+        new_tokens=workload.new_tokens,
+    )
+
+
+def _unlimited(lengths: RequestLengths) -> int:
+    """Room for all of them in the KV cache."""
+    return lengths.num_requests * (lengths.max_prompt_len + lengths.new_tokens)
+
+
+def _workload(lengths: RequestLengths) -> workloads.Workload:
+    return workloads.Workload(name=lengths.name, scenarios=(lengths,))
+
+
+def _lengths(cell: Mapping[str, Any], *, num_requests: int) -> RequestLengths:
+    return RequestLengths(
+        name=cell.get("scenario", cell.get("model", "")),
+        num_requests=num_requests,
+        prompt_len=cell["prompt_len"],
+        max_prompt_len=cell["prompt_len"],
+        new_tokens=cell["new_tokens"],
+    )
+
+
+def _policy(cell: Mapping[str, Any]) -> Policy:
+    tokens = cell["policy"]["micro_batch_size"] * cell["prompt_len"]
+    return Policy.from_settings({**cell["policy"], "micro_batch_tokens": tokens})
+
+
+def _paper() -> dict[str, Any]:
+    paper: dict[str, Any] = json.loads((scenarios_dir() / "flexgen_paper.json").read_text())
+    return paper
+
+
+def _t4() -> Hardware:
+    return read_hardware(hardware_profiles()["t4"])
+
+
+def _spec(model: str) -> ModelSpec:
+    spec = known_spec(model)
+    assert spec is not None, f"the paper's models are among the sizes {', '.join(SIZES)}"
+    return spec

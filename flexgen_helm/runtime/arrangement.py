@@ -1,0 +1,100 @@
+"""What goes where: a policy, the memory it takes and, if it was planned, the time."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from flexgen_helm.errors import HardwareError
+from flexgen_helm.planner.automatic import automatic_policy
+from flexgen_helm.planner.memory import MemoryPlan, plan_memory
+from flexgen_helm.planner.plan import Plan
+from flexgen_helm.planner.setup import Setup
+from flexgen_helm.runtime.statistics import free_memory_bytes
+from flexgen_helm.specs.shipped import typical_hardware
+from flexgen_helm.specs.budget import MemoryBudget
+from flexgen_helm.specs.calibration import measured_profile
+from flexgen_helm.specs.hardware import Hardware
+from flexgen_helm.specs.policy import Policy
+from flexgen_helm.specs.workload import Workload
+
+USABLE = 0.9
+"""Of the memory that is free, what a plan may use where no budget says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrangement:
+    """A policy and what comes of it."""
+
+    policy: Policy
+    memory: MemoryPlan
+    plan: Plan | None = None
+    """With its prediction; `None` for a policy that was given, or where nothing is offloaded."""
+
+
+class Arranger:
+    """Decides what goes where, within a budget.
+
+    Args:
+        setup: the model.
+        budget: what may be used.
+        device: what computes.
+        offload_dir: on the disk that is used.
+        hardware: rates of this machine; what was measured if `None`.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        budget: MemoryBudget,
+        device: torch.device,
+        offload_dir: Path,
+        hardware: Hardware | None = None,
+    ) -> None:
+        self._setup = setup
+        self._budget = budget
+        self._device = device
+        self._offload_dir = offload_dir
+        self._given = hardware
+
+    def with_policy(self, policy: Policy) -> Arrangement:
+        """Return that of a policy.
+
+        Raises:
+            BudgetError: it does not fit the budget.
+        """
+        return Arrangement(policy=policy, memory=plan_memory(self._setup, policy, self._budget))
+
+    def plan(self, workload: Workload) -> Arrangement:
+        """Return one that is planned for a workload.
+
+        Raises:
+            InfeasibleError: no policy fits.
+            PlanningError: the linear program could not be solved.
+        """
+        policy, plan = automatic_policy(self._setup, self._hardware(), self._budget, workload)
+        return replace(self.with_policy(policy), plan=plan)
+
+    def _hardware(self) -> Hardware:
+        """Rates as measured, and the memory there is now."""
+        hardware = self._given or _known_hardware(self._setup.unified)
+        there = self._offload_dir
+        while not there.exists():
+            there = there.parent
+        return replace(
+            hardware,
+            unified=self._setup.unified,
+            device_bytes=int(USABLE * free_memory_bytes(self._device)),
+            host_bytes=int(USABLE * free_memory_bytes(torch.device("cpu"))),
+            disk_bytes=int(USABLE * shutil.disk_usage(there).free),
+        )
+
+
+def _known_hardware(unified: bool) -> Hardware:
+    try:
+        return measured_profile()
+    except HardwareError:
+        return typical_hardware(unified=unified)

@@ -1,0 +1,323 @@
+"""Measures what a machine can do, with the very functions the engine computes with.
+
+Everything is measured on shapes of OPT-1.3B's width. Rates are medians of several repetitions.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from itertools import count, cycle
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from flexgen_helm.errors import StoreError
+from flexgen_helm.model.attention import attend, attend_one
+from flexgen_helm.model.dtypes import DTYPES, resolve_device, resolve_dtype
+from flexgen_helm.model.linear import laid_out, linear
+from flexgen_helm.offload.disk import (
+    REQUEST_BYTES,
+    REQUESTS_IN_FLIGHT,
+    DirectFile,
+    aligned_buffer,
+)
+from flexgen_helm.quant.quantize import dequantize, quantize
+from flexgen_helm.runtime.engine import Engine
+from flexgen_helm.runtime.statistics import free_memory_bytes
+from flexgen_helm.specs.catalog import EMBEDDED_CHECKPOINT
+from flexgen_helm.specs.hardware import Curve, Hardware
+from flexgen_helm.specs.policy import Policy
+from flexgen_helm.specs.request import GenerationRequest, SamplingParams
+
+WIDTH, FFN, HEADS = 2048, 8192, 32
+HEAD = WIDTH // HEADS
+ROWS = (1, 4, 16, 64, 256, 1024, 4096)
+NUM_MATRICES = 8
+"""Used in turn, so that none is in a cache when it comes again."""
+
+SEQUENCES, CACHED = 64, 512
+BITS, GROUP_SIZE = 4, 64
+REPETITIONS, ENOUGH_S = 5, 1.0
+"""How often something is timed at least, or for how long."""
+
+FILE_BYTES = 128 * REQUEST_BYTES
+"""1 GB is written to and read from disk."""
+
+TOGETHER_S = 4.0
+"""How long computing and reading go on at the same time."""
+
+STEP_TOKENS = 48
+
+USABLE = 0.9
+"""Of the memory that is free, what a plan may use."""
+
+
+def calibrate(
+    directory: Path, *, device: str = "auto", dtype: str = "auto", progress: bool = False
+) -> Hardware:
+    """Measure this machine; takes a minute or two.
+
+    Args:
+        directory: on the disk that weights and cache will be on.
+        device: ``cpu``, ``cuda``, or ``auto``.
+        dtype: compute dtype, or ``auto``.
+        progress: whether to show a progress bar.
+
+    Raises:
+        StoreError: the disk cannot be used.
+    """
+    device = resolve_device(device)
+    dtype = resolve_dtype(dtype, device)
+    bench = _Bench(torch.device(device), DTYPES[dtype])
+    unified = bench.device.type == "cpu"
+    steps: dict[str, Callable[[], object]] = {
+        "product_flop_per_s": bench.products,
+        "attention_flop_per_s": bench.prefill_attention,
+        "device_attention_bytes_per_s": lambda: bench.decode_attention(bench.device),
+        "host_attention_bytes_per_s": lambda: bench.decode_attention(torch.device("cpu")),
+        "dequantized_weights_per_s": bench.dequantized_weights,
+        "dequantized_cache_per_s": bench.dequantized_cache,
+        "quantized_cache_per_s": bench.quantized_cache,
+        "host_to_device_bytes_per_s": lambda: None if unified else bench.copied(up=True),
+        "device_to_host_bytes_per_s": lambda: None if unified else bench.copied(up=False),
+        "step_s": lambda: _step_seconds(device, dtype),
+    }
+    values: dict[str, object] = {}
+    with tqdm(total=len(steps) + 1, disable=not progress, unit="rate") as bar, torch.inference_mode():
+        for name, measure in steps.items():
+            bar.set_description(f"measuring {name}")
+            values[name] = measure()
+            bar.update()
+        bar.set_description("measuring the disk")
+        values |= _disk_rates(directory, bench)
+        bar.update()
+    return Hardware(
+        name="this machine",
+        source="measured",
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        conditions={
+            "processor": _processor(),
+            "device": _device_name(bench.device),
+            "threads": str(torch.get_num_threads()),
+            "torch": torch.__version__,
+            "system": platform.platform(),
+            "shapes": f"width {WIDTH}, MLP {FFN}, {HEADS} heads, {SEQUENCES} x {CACHED} cached",
+        },
+        unified=unified,
+        dtype=dtype,
+        device_bytes=int(USABLE * free_memory_bytes(bench.device)),
+        host_bytes=int(USABLE * free_memory_bytes(torch.device("cpu"))),
+        disk_bytes=int(USABLE * shutil.disk_usage(directory).free),
+        **values,  # type: ignore[arg-type]  # each has the type of its field
+    )
+
+
+class _Bench:
+    """Rates of computing and copying."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+
+    def products(self) -> Curve:
+        """By rows, in FLOP/s."""
+        matrices = [laid_out(self._random(FFN, WIDTH)) for _ in range(NUM_MATRICES)]
+        points = []
+        for rows in ROWS:
+            hidden, weights = self._random(rows, WIDTH), cycle(matrices)
+            seconds = self.time(lambda h=hidden, w=weights: linear(h, next(w)))
+            points.append((float(rows), 2 * rows * WIDTH * FFN / seconds))
+        return Curve(tuple(points))
+
+    def prefill_attention(self) -> float:
+        """Causal, in FLOP/s of what the mask leaves."""
+        num_chains = 4
+        q, k, v = (self._random(num_chains * HEADS, CACHED, HEAD) for _ in range(3))
+        seconds = self.time(lambda: attend(q, k, v, causal=True))
+        return 4 * num_chains * CACHED * (CACHED + 1) / 2 * WIDTH / seconds
+
+    def decode_attention(self, device: torch.device) -> float:
+        """In bytes of keys and values a second."""
+        dtype = self.dtype if device == self.device else torch.float32
+        shape = SEQUENCES, HEADS, CACHED, HEAD
+        keys, values = (torch.randn(shape, device=device).to(dtype) for _ in range(2))
+        q, k, v = (torch.randn(SEQUENCES, HEADS, HEAD, device=device).to(dtype) for _ in range(3))
+        mask = torch.zeros(SEQUENCES, CACHED, dtype=torch.bool, device=device)
+        seconds = self.time(lambda: attend_one(q, keys, values, mask, k, v))
+        return 2 * keys.numel() * keys.element_size() / seconds
+
+    def dequantized_weights(self) -> float:
+        quantized = quantize(self._random(FFN, WIDTH), bits=BITS, group_size=GROUP_SIZE)
+        buffer = torch.empty(quantized.num_padded, dtype=self.dtype, device=self.device)
+        return FFN * WIDTH / self.time(lambda: dequantize(quantized, self.dtype, buffer))
+
+    def dequantized_cache(self) -> float:
+        rows = self._random(SEQUENCES, CACHED, WIDTH)
+        quantized = quantize(rows, bits=BITS, group_size=GROUP_SIZE)
+        return rows.numel() / self.time(lambda: dequantize(quantized, self.dtype))
+
+    def quantized_cache(self) -> float:
+        rows = self._random(CACHED, WIDTH)
+        return rows.numel() / self.time(lambda: quantize(rows, bits=BITS, group_size=GROUP_SIZE))
+
+    def copied(self, *, up: bool) -> float:
+        """Between pinned memory and the device, in bytes a second."""
+        on_host = torch.empty(64 << 20, dtype=torch.uint8, pin_memory=True)
+        on_device = torch.empty_like(on_host, device=self.device)
+        to, source = (on_device, on_host) if up else (on_host, on_device)
+        return len(on_host) / self.time(lambda: to.copy_(source, non_blocking=True))
+
+    def time(self, function: Callable[[], object]) -> float:
+        """Return seconds of a call, once it has been called to warm up."""
+        function()
+        seconds: list[float] = []
+        while len(seconds) < REPETITIONS or sum(seconds) < ENOUGH_S:
+            self.synchronize()
+            start_s = time.perf_counter()
+            function()
+            self.synchronize()
+            seconds.append(time.perf_counter() - start_s)
+        return median(seconds)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(shape, device=self.device).to(self.dtype)
+
+
+def _step_seconds(device: str, dtype: str) -> float:
+    """Of a layer of so small a model that hardly anything is computed."""
+    request = GenerationRequest(
+        prompt_token_ids=[2, 3, 4],
+        sampling=SamplingParams(max_tokens=STEP_TOKENS),
+    )
+    with Engine.from_pretrained(
+        EMBEDDED_CHECKPOINT, device=device, dtype=dtype, policy=Policy()
+    ) as engine:
+        num_layers = engine.num_layers
+        seconds = []
+        for _ in range(REPETITIONS):
+            [result] = engine.generate([request])
+            passes = max(1, result.statistics.num_generated_tokens - 1)
+            seconds.append(result.statistics.decode_s / passes / num_layers)
+    return median(seconds)
+
+
+def _disk_rates(directory: Path, bench: _Bench) -> dict[str, float]:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = DirectFile.temporary(directory)
+        file.allocate(0, FILE_BYTES)
+        with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as threads:
+            disk = _Disk(file, threads)
+            written = [disk.write() for _ in range(2)][1]
+            read = median(disk.read() for _ in range(3))
+            contention = _contention(disk, bench, read)
+        file.close()
+    except OSError as error:
+        raise StoreError(
+            f"the disk of {directory} cannot be measured ({error}): free 1 GB there, or choose"
+            " another offload directory"
+        ) from error
+    return {
+        "disk_write_bytes_per_s": written,
+        "disk_read_bytes_per_s": read,
+        "contention": contention,
+    }
+
+
+class _Disk:
+    """A file that is written and read in several large requests at once."""
+
+    def __init__(self, file: DirectFile, threads: ThreadPoolExecutor) -> None:
+        self._file, self._threads = file, threads
+        self._buffers = [aligned_buffer(REQUEST_BYTES) for _ in range(2 * REQUESTS_IN_FLIGHT)]
+        for buffer in self._buffers:
+            buffer.random_()
+
+    def write(self) -> float:
+        """Return bytes a second."""
+        return FILE_BYTES / self._all(self._file.store)
+
+    def read(self) -> float:
+        """Return bytes a second."""
+        return FILE_BYTES / self._all(self._file.fill)
+
+    def read_until(self, stop: Callable[[], bool]) -> int:
+        """Read again and again; return the bytes read."""
+        for number in count():
+            if stop():
+                return number * FILE_BYTES
+            self.read()
+        raise AssertionError("unreachable: it ends when it is stopped")
+
+    def _all(self, transfer: Callable[[Tensor, int], None]) -> float:
+        start_s = time.perf_counter()
+        # A buffer is used by two requests: what is read is not looked at.
+        wait(
+            self._threads.submit(transfer, buffer, offset)
+            for offset, buffer in zip(
+                range(0, FILE_BYTES, REQUEST_BYTES), cycle(self._buffers), strict=False
+            )
+        )
+        return time.perf_counter() - start_s
+
+
+def _contention(disk: _Disk, bench: _Bench, read_bytes_per_s: float) -> float:
+    """Part of the shorter of computing and reading that takes time of its own beside the longer."""
+    hidden, matrices = bench._random(1024, WIDTH), [laid_out(bench._random(FFN, WIDTH))]
+    alone_s = bench.time(lambda: linear(hidden, matrices[0]))
+    with _reading(disk) as finish:
+        start_s = time.perf_counter()
+        products = 0
+        while time.perf_counter() - start_s < TOGETHER_S:
+            linear(hidden, matrices[0])
+            bench.synchronize()
+            products += 1
+        num_bytes, seconds = finish()
+    # Products went on for the same time but for a part of the last reading.
+    parts = products * alone_s / TOGETHER_S, num_bytes / read_bytes_per_s / seconds
+    return min(1.0, max(0.0, (1 - max(parts)) / min(parts)))
+
+
+@contextmanager
+def _reading(disk: _Disk) -> Iterator[Callable[[], tuple[int, float]]]:
+    """Read in the background until told to finish, which returns bytes and seconds."""
+    stopped = False
+    start_s = time.perf_counter()
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(disk.read_until, lambda: stopped)
+
+        def finish() -> tuple[int, float]:
+            nonlocal stopped
+            stopped = True
+            return reading.result(), time.perf_counter() - start_s
+
+        try:
+            yield finish
+        finally:
+            stopped = True
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} x {names[0]}" if names else platform.machine()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the processor"

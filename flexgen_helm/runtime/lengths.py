@@ -1,0 +1,56 @@
+"""How long the requests at hand are, for a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flexgen_helm.batching.prefix_tree import prefix_order
+from flexgen_helm.specs.request import GenerationRequest
+from flexgen_helm.specs.workload import RequestLengths, Workload
+
+DEFAULT_WORKLOAD = Workload(
+    name="some requests",
+    scenarios=(
+        RequestLengths(
+            name="some requests",
+            num_requests=512,
+            prompt_len=512,
+            max_prompt_len=512,
+            new_tokens=32,
+        ),
+    ),
+)
+"""What is planned for as long as requests are not known."""
+
+
+def workload_of(requests: Sequence[GenerationRequest]) -> Workload:
+    """Return the lengths of requests, those that may generate about as much together.
+
+    Args:
+        requests: at least one.
+    """
+    groups: dict[int, list[GenerationRequest]] = {}
+    for request in requests:
+        # 0 and 1 for those that need no cache, else a power of two.
+        groups.setdefault(max(0, request.sampling.max_tokens - 1).bit_length(), []).append(request)
+    return Workload(
+        name=f"{len(requests)} requests",
+        scenarios=tuple(_lengths(group) for _, group in sorted(groups.items())),
+    )
+
+
+def _lengths(requests: Sequence[GenerationRequest]) -> RequestLengths:
+    prompts = [request.prompt_token_ids for request in requests]
+    num_tokens = sum(map(len, prompts))
+    shared = sum(prefix_order(prompts).shared)
+    sequences = sum(request.sampling.num_completions for request in requests)
+    most_new = max(request.sampling.max_tokens for request in requests)
+    return RequestLengths(
+        name=f"{len(requests)} requests of up to {most_new} new tokens",
+        num_requests=sequences,
+        prompt_len=num_tokens / len(prompts),
+        max_prompt_len=max(map(len, prompts)),
+        new_tokens=most_new,
+        # Completions of one prompt share all of it.
+        unique_ratio=max(1, num_tokens - shared) / num_tokens * len(prompts) / sequences,
+    )

@@ -1,0 +1,72 @@
+"""Loads a model with everything in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flexgen_helm.model.cache_format import place_cache
+from flexgen_helm.model.dtypes import DTYPES
+from flexgen_helm.model.opening import open_weights
+from flexgen_helm.offload.spill import Spill
+from flexgen_helm.planner.setup import Setup
+from flexgen_helm.runtime.arrangement import Arrangement
+from flexgen_helm.runtime.detokenizer import Tokenizer
+from flexgen_helm.runtime.loaded_model import Model
+from flexgen_helm.specs.budget import MemoryBudget
+from flexgen_helm.specs.placement import ON_DEVICE, Tier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """What all loads of a checkpoint have in common."""
+
+    path: Path
+    setup: Setup
+    dtype: str
+    device: torch.device
+    budget: MemoryBudget
+    offload_dir: Path
+    tokenizer: Callable[[], Tokenizer]
+    """Waits for it."""
+
+    def load(
+        self, arrangement: Arrangement, on_part: Callable[[], object] = lambda: None
+    ) -> Model:
+        """Load the checkpoint as arranged; `on_part` is called after each part.
+
+        Raises:
+            CheckpointError: the checkpoint is incomplete or damaged.
+            StoreError: the weight store is damaged, or its disk cannot be used.
+        """
+        spec, policy = self.setup.spec, arrangement.policy
+        weights = open_weights(
+            self.path,
+            spec,
+            self.setup.compression,
+            policy,
+            dtype=self.dtype,
+            device=self.device,
+            offload_dir=self.offload_dir,
+            on_part=on_part,
+        )
+        on_device = policy.cache == ON_DEVICE
+        return Model(
+            spec=spec,
+            weights=weights,
+            tokenizer=self.tokenizer(),
+            compression=self.setup.compression,
+            dtype=DTYPES[self.dtype],
+            device=self.device,
+            cache_tiers=[] if on_device else place_cache(spec.num_layers, policy.cache),
+            attention_on_host=policy.attention == "host",
+            spill=self._spill(arrangement) if policy.spills else None,
+        )
+
+    def _spill(self, arrangement: Arrangement) -> Spill:
+        on_disk = self.budget.on(Tier.DISK)
+        limit = None if on_disk is None else on_disk - arrangement.memory.weights_on_disk
+        return Spill(self.offload_dir, overlap=arrangement.policy.overlap, limit_bytes=limit)

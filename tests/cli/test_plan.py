@@ -1,0 +1,92 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from flexgen_helm.cli.main import main
+from flexgen_helm.specs.shipped import scenarios_dir
+from flexgen_helm.specs.calibration import PROFILE_VARIABLE
+from tests.planner.machines import CPU
+
+SUITE = str(scenarios_dir() / "paper_7.conf")
+
+
+def plan(*arguments):
+    return main(["plan", "--model", "facebook/opt-1.3b", *arguments])
+
+
+def test_one_object_says_it_all(capsys):
+    arguments = ["--hardware", "t4", "--suite", SUITE, "--compression", "w4-kv4", "--json"]
+    assert plan(*arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["predicted_hours"] > 0
+    assert found["policy"]["weights"]["device"] <= 1
+    assert len(found["per_scenario"]) == 7
+    assert found["limits"]
+    minutes = sum(scenario["minutes"] for scenario in found["per_scenario"])
+    assert minutes / 60 == pytest.approx(found["predicted_hours"])
+
+
+def test_a_plan_is_shown_as_a_table(capsys):
+    assert plan("--hardware", "t4", "--workload", "100:64/8") == 0
+    shown = capsys.readouterr().out
+    assert "100:64/8" in shown
+    assert "predicted: " in shown
+    assert "weights: " in shown
+    assert "nothing is offloaded" in shown
+
+
+def test_less_memory_is_less_than_the_machine_has(capsys):
+    arguments = ["--hardware", "t4", "--workload", "100:64/8", "--json"]
+    plan(*arguments)
+    free = json.loads(capsys.readouterr().out)
+    plan(*arguments, "--device-memory", "1GB")
+    limited = json.loads(capsys.readouterr().out)
+    assert not free["offloads"]
+    assert limited["offloads"]
+    assert limited["limit_bytes"]["device"] == 10**9
+    assert limited["needed_bytes"]["device"] <= 10**9
+
+
+def test_without_a_name_this_machine_is_meant(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "hardware.json"
+    monkeypatch.setenv(PROFILE_VARIABLE, str(path))
+    assert plan("--workload", "10:64/8") == 2
+    assert "run flexgen-helm calibrate" in capsys.readouterr().err
+    path.write_text(CPU.to_json())
+    assert plan("--workload", "10:64/8", "--device-memory", "900MB") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hardware", "abacus", "--workload", "1:2/3"], "abacus cannot be read"),
+        (["--hardware", "t4", "--workload", "many"], "workload 'many' is not understood"),
+        (["--hardware", "t4", "--suite", "none.conf"], "none.lengths.json is not there"),
+        (
+            ["--hardware", "t4", "--workload", "1:2/3", "--device-memory", "1MB"],
+            "no policy of this model fits",
+        ),
+        (["--hardware", "t4", "--workload", "1:2/3", "--model", "gpt"], "model 'gpt' is not known"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys):
+    assert plan(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_directory_is_a_model_too(checkpoint, capsys):
+    arguments = ["--model", str(checkpoint), "--hardware", "t4", "--workload", "10:64/8", "--json"]
+    assert main(["plan", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == str(checkpoint)
+
+
+def test_planning_imports_no_torch():
+    code = (
+        "import sys; from flexgen_helm.cli.main import main;"
+        "main(['plan', '--model', 'facebook/opt-1.3b', '--hardware', 't4', '--workload', '9:9/9']);"
+        "assert 'cvxpy' in sys.modules; assert 'torch' not in sys.modules;"
+        "assert 'transformers' not in sys.modules; assert 'helm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,232 @@
+"""Every term against a calculation by hand: 100 requests of 200 / 11 tokens on round numbers."""
+
+from dataclasses import replace
+
+import pytest
+
+from flexgen_helm.planner.costs import OURS, UPSTREAM, BlockLoad, Resource, Shape, phases
+from flexgen_helm.planner.linear import VARIABLES, fractions_of
+from flexgen_helm.specs.placement import Placement, Tier
+from flexgen_helm.specs.policy import Policy
+from tests.planner.machines import CPU, GPU, lengths, setup_of
+
+SHAPE = Shape(
+    micro_batch_size=25,
+    num_micro_batches=2,
+    micro_batch_tokens=1000,
+    cached_tokens=10**6,
+    cache_on_disk=False,
+)
+"""Two blocks of 50 requests, each with five prefill passes of 2,000 prompt tokens."""
+
+PREFILL_TOKENS = 100 * 200
+DECODE_TOKENS = 100 * 10
+PARAMETERS = 10 * 12_000_000
+CACHED_BYTES = 40_000
+HIDDEN_BYTES = 10 * 2000
+"""Of a token in all layers."""
+
+
+def terms(name, resource, *, label="none", hardware=GPU, shape=SHAPE, execution=OURS, **changes):
+    parts = phases(setup_of(hardware, label), hardware, lengths(**changes), shape, execution)
+    [found] = [phase for phase in parts if phase.name == name]
+    return found.terms[resource]
+
+
+def constant(linear):
+    assert not any(linear.slopes.values())
+    return linear.constant
+
+
+def slope(linear, placed, tier):
+    assert linear.constant == 0
+    return linear.slopes.get((placed, tier), 0.0)
+
+
+def test_requests_are_cut_into_blocks():
+    load = BlockLoad.of(lengths(), SHAPE, OURS)
+    assert (load.num_blocks, load.sequences, load.prompt_tokens) == (2, 50, 10_000)
+    assert (load.prefill_passes, load.decode_passes) == (5, 10)
+
+
+def test_the_cache_limits_a_block():
+    """A request has 200 + 10 tokens in it; 4,200 hold 20 of them."""
+    load = BlockLoad.of(lengths(), replace(SHAPE, cached_tokens=4200), OURS)
+    assert (load.num_blocks, load.sequences) == (5, 20)
+
+
+def test_one_token_needs_no_cache():
+    load = BlockLoad.of(lengths(new_tokens=1), replace(SHAPE, cached_tokens=1), OURS)
+    assert (load.num_blocks, load.prefill_passes, load.decode_passes) == (1, 10, 0)
+    upstream = BlockLoad.of(lengths(new_tokens=1), SHAPE, UPSTREAM)
+    assert (upstream.num_blocks, upstream.prefill_passes) == (2, 1)
+
+
+def test_products():
+    """In the last layer only keys and values, 2 of 12 parts, of all rows: of 200 rows one is read."""
+    unread = 199 / 200
+    part = 1 - (10 / 12) * unread / 10
+    found = terms("prefill", Resource.COMPUTE)["products"]
+    assert constant(found) == pytest.approx(2 * PREFILL_TOKENS * PARAMETERS * part / 1e12)
+    found = terms("prefill", Resource.COMPUTE, execution=UPSTREAM)["products"]
+    assert constant(found) == pytest.approx(2 * PREFILL_TOKENS * PARAMETERS / 1e12)
+    # 25 rows: a rate in proportion to the rows, as 1e10 at 1 and 1e12 at 100 have it.
+    found = terms("decode", Resource.COMPUTE)["products"]
+    assert constant(found) == pytest.approx(2 * DECODE_TOKENS * PARAMETERS / 25e10)
+
+
+def test_attention_in_prefill():
+    """Two products of 1,000 numbers for each pair, 100 positions before each on average."""
+    found = terms("prefill", Resource.COMPUTE)["attention"]
+    assert constant(found) == pytest.approx(4 * PREFILL_TOKENS * 100 * 1000 * 10 / 1e11)
+    found = terms("prefill", Resource.COMPUTE, execution=UPSTREAM)["attention"]
+    assert constant(found) == pytest.approx(4 * PREFILL_TOKENS * 200 * 1000 * 10 / 1e11)
+    # A quarter of each prompt is its own: behind 150 shared tokens, 175 before it on average.
+    found = terms("prefill", Resource.COMPUTE, unique_ratio=0.25)["attention"]
+    assert constant(found) == pytest.approx(4 * 100 * 50 * 175 * 1000 * 10 / 1e11)
+
+
+def test_attention_in_decode():
+    """Own tokens are 200 and half of the 11 new ones, shared ones are read in products."""
+    attended = DECODE_TOKENS * 205.5
+    found = terms("decode", Resource.COMPUTE)
+    assert constant(found["attention"]) == pytest.approx(attended * CACHED_BYTES / 1e11)
+    assert constant(found["shared attention"]) == 0
+    found = terms("decode", Resource.COMPUTE, unique_ratio=0.25)
+    assert constant(found["attention"]) == pytest.approx(DECODE_TOKENS * 55.5 * CACHED_BYTES / 1e11)
+    shared = 4 * DECODE_TOKENS * 150 * 1000 * 10
+    assert constant(found["shared attention"]) == pytest.approx(shared / 1e11)
+
+
+def test_attention_on_the_host_keeps_the_cache_there():
+    on_host = replace(SHAPE, attention="host")
+    seconds = DECODE_TOKENS * 205.5 * CACHED_BYTES / 1e10
+    assert constant(terms("decode", Resource.COMPUTE, shape=on_host)["attention"]) == seconds
+    found = terms("decode", Resource.TO_DEVICE, shape=on_host)
+    assert constant(found["attention on the host"]) == seconds
+    assert constant(found["cache"]) == 0
+
+
+def test_quantization():
+    found = terms("prefill", Resource.COMPUTE, label="w4-kv4")
+    assert constant(found["dequantized weights"]) == pytest.approx(2 * 5 * PARAMETERS / 1e10)
+    assert constant(found["quantized cache"]) == pytest.approx(PREFILL_TOKENS * 20_000 / 1e9)
+    found = terms("decode", Resource.COMPUTE, label="w4-kv4")
+    assert constant(found["dequantized weights"]) == pytest.approx(2 * 10 * PARAMETERS / 1e10)
+    read = DECODE_TOKENS * 205.5 * 20_000
+    assert constant(found["dequantized cache"]) == pytest.approx(read / 1e10)
+    # Upstream dequantizes for each of the two micro-batches.
+    found = terms("decode", Resource.COMPUTE, label="w4", execution=UPSTREAM)
+    assert constant(found["dequantized weights"]) == pytest.approx(2 * 2 * 10 * PARAMETERS / 1e10)
+
+
+def test_what_is_not_compressed_is_not_dequantized():
+    found = terms("decode", Resource.COMPUTE)
+    assert constant(found["dequantized weights"]) == constant(found["dequantized cache"]) == 0
+    assert constant(found["quantized cache"]) == 0
+
+
+def test_head_and_steps():
+    found = terms("decode", Resource.COMPUTE)
+    assert constant(found["LM head"]) == pytest.approx(2 * DECODE_TOKENS * 2000 * 1000 / 50e10)
+    assert constant(found["steps"]) == pytest.approx(2 * 2 * 10 * 10 * 1e-4)
+    # Ten micro-batches of 1,000 prompt tokens a block.
+    found = terms("prefill", Resource.COMPUTE)
+    assert constant(found["steps"]) == pytest.approx(2 * 10 * 10 * 1e-4)
+
+
+@pytest.mark.parametrize("tier", [Tier.HOST, Tier.DISK])
+def test_what_is_elsewhere_passes_the_link(tier):
+    weights = 2 * PARAMETERS
+    found = terms("decode", Resource.TO_DEVICE)
+    assert slope(found["weights"], "weights", tier) == pytest.approx(2 * 10 * weights / 1e10)
+    attended = DECODE_TOKENS * 205.5 * CACHED_BYTES
+    assert slope(found["cache"], "cache", tier) == pytest.approx(attended / 1e10)
+    hidden = DECODE_TOKENS * HIDDEN_BYTES
+    assert slope(found["activations"], "activations", tier) == pytest.approx(hidden / 1e10)
+    found = terms("prefill", Resource.TO_HOST)
+    written = PREFILL_TOKENS * CACHED_BYTES
+    assert slope(found["cache"], "cache", tier) == pytest.approx(written / 5e9)
+    assert slope(found["cache"], "cache", Tier.DEVICE) == 0
+
+
+def test_the_disk():
+    found = terms("decode", Resource.DISK)
+    weights = 2 * 10 * 2 * PARAMETERS
+    assert slope(found["weights read"], "weights", Tier.DISK) == pytest.approx(weights / 1e9)
+    assert slope(found["weights read"], "weights", Tier.HOST) == 0
+    attended = DECODE_TOKENS * 205.5 * CACHED_BYTES
+    assert slope(found["cache read"], "cache", Tier.DISK) == pytest.approx(attended / 1e9)
+    written = DECODE_TOKENS * CACHED_BYTES
+    assert slope(found["cache written"], "cache", Tier.DISK) == pytest.approx(written / 5e8)
+    hidden = DECODE_TOKENS * HIDDEN_BYTES
+    read, stored = found["activations read"], found["activations written"]
+    assert slope(read, "activations", Tier.DISK) == pytest.approx(hidden / 1e9)
+    assert slope(stored, "activations", Tier.DISK) == pytest.approx(hidden / 5e8)
+
+
+def test_requests_of_one_token_store_nothing():
+    found = terms("prefill", Resource.DISK, new_tokens=1)
+    assert slope(found["cache written"], "cache", Tier.DISK) == 0
+    found = terms("prefill", Resource.DISK, new_tokens=1, execution=UPSTREAM)
+    assert slope(found["cache written"], "cache", Tier.DISK) > 0
+
+
+def test_one_memory_has_no_link():
+    found = terms("decode", Resource.TO_DEVICE, hardware=CPU)
+    assert all(not any(linear.slopes.values()) for linear in found.values())
+
+
+def test_a_phase_takes_as_long_as_its_busiest_resource_and_part_of_the_others():
+    policy = Policy(weights=Placement(disk=1))
+    for contention, overlap in ((0.001, True), (0.25, True), (1.0, False)):
+        hardware = replace(GPU, contention=contention)
+        shape = replace(SHAPE, overlap=overlap)
+        [_, decode] = phases(setup_of(hardware), hardware, lengths(), shape)
+        seconds = [
+            sum(linear.at(fractions_of(policy)) for linear in by_name.values())
+            for by_name in decode.terms.values()
+        ]
+        expected = max(seconds) + contention * (sum(seconds) - max(seconds))
+        assert decode.seconds(fractions_of(policy)) == pytest.approx(expected)
+        assert decode.least_s <= decode.seconds(fractions_of(policy))
+
+
+def test_the_formulas_of_the_paper():
+    """Appendix A.3, for a block of b sequences, s prompt and n new tokens, h1 wide: bytes and
+    operations of upstream's way of running it."""
+    s, n, h1, h2, num_layers, b = 200, 11, 1000, 4000, 10, 50
+    shape = replace(SHAPE, micro_batch_tokens=25 * s)
+    kwargs = {"shape": shape, "execution": UPSTREAM, "num_requests": b}
+    layer_bytes = 8 * h1**2 + 4 * h1 * h2
+    found = terms("prefill", Resource.TO_DEVICE, **kwargs)["weights"]
+    assert slope(found, "weights", Tier.HOST) == pytest.approx(num_layers * layer_bytes / 1e10)
+    found = terms("prefill", Resource.COMPUTE, **kwargs)
+    flop = num_layers * b * (8 * s * h1**2 + 4 * s * h1 * h2)
+    assert constant(found["products"]) == pytest.approx(flop / 1e12)
+    assert constant(found["attention"]) == pytest.approx(num_layers * 4 * b * s**2 * h1 / 1e11)
+    found = terms("prefill", Resource.TO_HOST, **kwargs)
+    # The paper counts s + 1: the first new token's, which we count in decode.
+    assert slope(found["cache"], "cache", Tier.HOST) == pytest.approx(
+        num_layers * 4 * b * s * h1 / 5e9
+    )
+    assert slope(found["activations"], "activations", Tier.HOST) == pytest.approx(
+        num_layers * 2 * s * h1 * b / 5e9
+    )
+    found = terms("decode", Resource.DISK, **kwargs)
+    assert slope(found["cache read"], "cache", Tier.DISK) == pytest.approx(
+        (n - 1) * num_layers * 4 * b * (s + n / 2) * h1 / 1e9
+    )
+
+
+def test_placements_on_the_device_move_nothing():
+    fractions = fractions_of(Policy())
+    assert {v for v in VARIABLES if fractions[v]} == {
+        ("weights", Tier.DEVICE),
+        ("cache", Tier.DEVICE),
+        ("activations", Tier.DEVICE),
+    }
+    [prefill, decode] = phases(setup_of(GPU), GPU, lengths(), SHAPE)
+    for phase in (prefill, decode):
+        for resource in (Resource.TO_DEVICE, Resource.TO_HOST, Resource.DISK):
+            assert sum(x.at(fractions) for x in phase.terms[resource].values()) == 0

@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from flexgen_helm.cli.main import main
+from flexgen_helm.errors import StoreError
+from flexgen_helm.runtime import calibration
+from flexgen_helm.specs.hardware import read_hardware
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Everything so small that nothing is learnt from it."""
+    changes = {
+        "WIDTH": 64,
+        "FFN": 128,
+        "HEADS": 2,
+        "HEAD": 32,
+        "ROWS": (1, 8),
+        "SEQUENCES": 2,
+        "CACHED": 16,
+        "REPETITIONS": 2,
+        "ENOUGH_S": 0.0,
+        "FILE_BYTES": 4 * calibration.REQUEST_BYTES,
+        "TOGETHER_S": 0.1,
+        "STEP_TOKENS": 3,
+    }
+    for name, value in changes.items():
+        monkeypatch.setattr(calibration, name, value)
+
+
+def test_a_profile_of_this_machine_is_written(quick, tmp_path, capsys):
+    out = tmp_path / "hardware.json"
+    arguments = ["--device", "cpu", "--dtype", "float32", "--out", str(out)]
+    assert main(["calibrate", "--offload-dir", str(tmp_path / "there"), *arguments]) == 0
+    hardware = read_hardware(out)
+    assert hardware.unified
+    assert hardware.dtype == "float32"
+    assert hardware.source == "measured"
+    assert hardware.host_to_device_bytes_per_s is None
+    assert 0 <= hardware.contention <= 1
+    assert hardware.conditions["threads"] == str(torch.get_num_threads())
+    assert str(out) in capsys.readouterr().out
+
+
+def test_a_disk_that_cannot_be_used_is_named(quick, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(StoreError, match="cannot be measured"):
+        calibration.calibrate(file / "below", device="cpu", dtype="float32")
