@@ -10,7 +10,7 @@
     │   ├── HardwareError            a hardware profile is missing, incomplete or out of range
     │   └── WorkloadError            lengths of requests are missing or out of range
     ├── PlanningError                the planner found no answer
-    │   ├── UnboundedError           a plan that would take no time: a rate of the hardware is missing
+    │   ├── UnboundedError           a plan without a least time: a rate makes no sense
     │   └── SolverError              the solver of the linear program failed
     ├── CheckpointError              a checkpoint is missing, incomplete, corrupt or not an OPT
     │   └── UnsupportedModelError    the checkpoint is sound but its architecture is not ours

@@ -21,13 +21,13 @@ from flexgen_helm.bench.trial import OURS, Bench, Trial, TrialRow, Workload, run
 from flexgen_helm.errors import BenchmarkError
 from flexgen_helm.planner.costs import UPSTREAM
 from flexgen_helm.planner.plan import plan, predict
-from flexgen_helm.specs.shipped import hardware_profiles, scenarios_dir
 from flexgen_helm.specs import workload as workloads
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.hardware import Hardware, read_hardware
 from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.opt_sizes import SIZES, config_of, known_spec
 from flexgen_helm.specs.policy import Policy
+from flexgen_helm.specs.shipped import hardware_profiles, scenarios_dir
 from flexgen_helm.specs.workload import RequestLengths
 
 PAPER, MACHINE, SWEEP = "paper", "machine", "sweep"
@@ -128,7 +128,7 @@ class Configuration:
 
 
 def _on_disk(*placed: str, **others: Any) -> dict[str, Any]:
-    return {**{name: ON_DISK for name in placed}, **others}
+    return {**dict.fromkeys(placed, ON_DISK), **others}
 
 
 CONFIGURATIONS = (
@@ -174,9 +174,7 @@ CONFIGURATIONS = (
         batch=192,
         policy=_on_disk("weights", "cache", micro_batch_tokens=512),
     ),
-    Configuration(
-        size="1.3b", compression="w4", workload=Workload(64, 16), batch=32, policy={}
-    ),
+    Configuration(size="1.3b", compression="w4", workload=Workload(64, 16), batch=32, policy={}),
     Configuration(
         size="2.7b",
         compression="none",
@@ -184,9 +182,7 @@ CONFIGURATIONS = (
         batch=48,
         policy=_on_disk("weights"),
     ),
-    Configuration(
-        size="6.7b", compression="w4", workload=Workload(64, 6), batch=32, policy={}
-    ),
+    Configuration(size="6.7b", compression="w4", workload=Workload(64, 6), batch=32, policy={}),
     Configuration(
         size="6.7b",
         compression="w4",
@@ -201,9 +197,7 @@ SWEPT = (
     Configuration(
         size="125m", compression="none", workload=Workload(128, 32), batch=128, policy={}
     ),
-    Configuration(
-        size="125m", compression="w4", workload=Workload(256, 8), batch=96, policy={}
-    ),
+    Configuration(size="125m", compression="w4", workload=Workload(256, 8), batch=96, policy={}),
 )
 """Requests of which each policy of `swept_policies` runs all."""
 
@@ -341,7 +335,9 @@ def ratios(rows: Sequence[Row]) -> dict[str, float]:
         found["memory_least_planned_over_measured"] = min(memory)
         found["memory_most_planned_over_measured"] = max(memory)
     for name in dict.fromkeys((row["model"], row["compression"]) for row in rows if "kind" in row):
-        swept = [row for row in rows if "kind" in row and (row["model"], row["compression"]) == name]
+        swept = [
+            row for row in rows if "kind" in row and (row["model"], row["compression"]) == name
+        ]
         [planned] = [_number(row, "measured_s") for row in swept if row["kind"] == "planned"]
         best = min(_number(row, "measured_s") for row in swept)
         found[f"sweep_{name[0]}_{name[1]}_planned_over_best"] = planned / best

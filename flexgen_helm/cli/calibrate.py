@@ -35,9 +35,12 @@ def run_calibrate(args: argparse.Namespace) -> int:
     hardware = calibrate(directory, device=args.device, dtype=args.dtype, progress=True)
     out = args.out or profile_path()
     write_text_atomically(out, hardware.to_json())
-    curve = hardware.product_flop_per_s.points
-    products = ", ".join(f"{rate / 1e9:.0f} at {rows:g}" for rows, rate in curve)
-    print(f"products      {products} rows, GFLOP/s in {hardware.dtype}")
+    for numbers, curve in hardware.product_flop_per_s.curves:
+        products = ", ".join(f"{rate / 1e9:.0f} at {rows:g}" for rows, rate in curve.points)
+        print(
+            f"products      with {numbers / 1e6:.1f} million numbers: {products} rows, GFLOP/s in"
+            f" {hardware.dtype}"
+        )
     print(f"attention     {hardware.attention_flop_per_s / 1e9:.0f} GFLOP/s in prefill")
     rates = {
         "decode": hardware.device_attention_bytes_per_s,
@@ -46,10 +49,11 @@ def run_calibrate(args: argparse.Namespace) -> int:
     }
     for name, rate in rates.items():
         print(f"{name:<13} {format_bytes(rate)}/s")
-    numbers = hardware.dequantized_weights_per_s, hardware.dequantized_cache_per_s
-    print("dequantizing  {:.2f} (weights), {:.2f} (cache) billion numbers/s".format(
-        *(number / 1e9 for number in numbers)
-    ))
+    weights = [rate / 1e9 for _, rate in hardware.dequantized_weights_per_s.points]
+    print(
+        f"dequantizing  {min(weights):.2f} to {max(weights):.2f} (weights),"
+        f" {hardware.dequantized_cache_per_s / 1e9:.2f} (cache) billion numbers/s"
+    )
     print(f"contention    {hardware.contention:.2f}")
     print(f"profile       {out}")
     return 0

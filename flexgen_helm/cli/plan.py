@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 
 from flexgen_helm.errors import InvalidSettingError, WorkloadError
-from flexgen_helm.specs.shipped import hardware_profiles
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.calibration import measured_profile
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.hardware import Hardware, read_hardware
 from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.opt_sizes import SIZES, known_spec
+from flexgen_helm.specs.shipped import hardware_profiles
 from flexgen_helm.specs.workload import RequestLengths, Workload
 
 LENGTHS_SUFFIX = ".lengths.json"

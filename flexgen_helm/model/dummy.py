@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,13 +46,20 @@ def write_dummy(size: str, *, tokenizer: Path, directory: Path, seed: int = 0) -
         raise InvalidSettingError(
             f"there is no OPT of size {size!r}: choose one of opt-{', opt-'.join(SIZES)}"
         )
+    return write_dummy_of(config_of(name), tokenizer=tokenizer, directory=directory, seed=seed)
+
+
+def write_dummy_of(
+    config: Mapping[str, Any], *, tokenizer: Path, directory: Path, seed: int = 0
+) -> Path:
+    """Make a dummy checkpoint of any shape, given as in its `config.json`; see `write_dummy`."""
     files = [file for pattern in ("*.json", "*.txt") for file in tokenizer.glob(pattern)]
     if not files:
         raise InvalidSettingError(f"{tokenizer} has no tokenizer: name a directory that has OPT's")
     directory.mkdir(parents=True, exist_ok=True)
     for file in files:
         shutil.copyfile(file, directory / file.name)
-    write_text_atomically(directory / "config.json", json.dumps(config_of(name), indent=1))
+    write_text_atomically(directory / "config.json", json.dumps(config, indent=1))
     write_text_atomically(directory / DUMMY_FILE, json.dumps({"seed": seed}))
     return directory
 

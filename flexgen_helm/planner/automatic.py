@@ -31,17 +31,13 @@ def fits_as_it_is(setup: Setup, budget: MemoryBudget, workload: Workload) -> boo
     return tokens is None or tokens >= min(AMPLE_TOKENS, wanted)
 
 
-def automatic_plan(
-    setup: Setup, hardware: Hardware, budget: MemoryBudget, workload: Workload
-) -> Plan:
-    """Plan a workload for what may be used of a machine; see `plan`."""
-    return plan(setup.spec, [setup.compression], hardware, workload, budget)
-
-
 def automatic_policy(
     setup: Setup, hardware: Hardware, budget: MemoryBudget, workload: Workload
 ) -> tuple[Policy, Plan | None]:
     """Return a policy, and the plan it is from; none where nothing needs to be offloaded.
+
+    Where the planner finds none, or is not installed, the one nearest to having everything on the
+    device is taken.
 
     Raises:
         InfeasibleError: no policy fits.
@@ -51,14 +47,16 @@ def automatic_policy(
     if fits_as_it_is(setup, allowed, workload):
         return Policy(), None
     try:
-        made = automatic_plan(setup, hardware, budget, workload)
-    except ModuleNotFoundError as error:  # a machine with torch and little else
-        if error.name != "cvxpy":
+        made = plan(setup.spec, [setup.compression], hardware, workload, budget)
+    except (InfeasibleError, ModuleNotFoundError) as error:
+        # The planner leaves some memory free, as it does not know yet which matrix goes where; and
+        # a machine with torch and little else has no cvxpy.
+        if isinstance(error, ModuleNotFoundError) and error.name != "cvxpy":
             raise
-        policy = nearest_policy(setup, Policy(), allowed)
-        if policy is None:
+        nearest = nearest_policy(setup, Policy(), allowed)
+        if nearest is None:
             raise InfeasibleError(
                 "no policy of this model fits: allow more memory, or compress the model"
             ) from error
-        return policy, None
+        return nearest, None
     return made.policy, made

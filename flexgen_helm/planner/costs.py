@@ -22,9 +22,8 @@ from flexgen_helm.specs.placement import Tier
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.workload import RequestLengths
 
-
 LEAST_LOSS = 1e-3
-"""Nothing overlaps for free: of two placements that are as fast, the one that moves less is better."""
+"""Nothing overlaps for free: of placements that are as fast, the one that moves least is best."""
 
 
 class Resource(str, Enum):
@@ -179,9 +178,7 @@ def phases(
     load = BlockLoad.of(lengths, shape, execution)
     loss = max(LEAST_LOSS, hardware.contention) if shape.overlap else 1.0
     costs = _Costs(setup, hardware, lengths, shape, execution, load)
-    yield Phase(
-        scenario=lengths.name, name="prefill", terms=costs.prefill(), overlap_loss=loss
-    )
+    yield Phase(scenario=lengths.name, name="prefill", terms=costs.prefill(), overlap_loss=loss)
     if load.decode_passes:
         yield Phase(scenario=lengths.name, name="decode", terms=costs.decode(), overlap_loss=loss)
 
@@ -210,6 +207,9 @@ class _Costs:
             Resource.COMPUTE: {
                 "products": self._products(tokens * self._prefilled_part(), rows),
                 "attention": self._prefill_attention(),
+                "norms and copies": Linear(
+                    self._hidden_bytes(tokens) / self.hardware.hidden_bytes_per_s
+                ),
                 "dequantized weights": self._dequantized(passes, micro_batches),
                 "quantized cache": self._quantized(stored),
                 "LM head": self._head(self.lengths.num_requests, self.load.sequences),
@@ -309,7 +309,7 @@ class _Costs:
         return min(self.shape.micro_batch_tokens, self.load.prompt_tokens)
 
     def _decode_rows(self) -> float:
-        """Rows of a product in decode: of a cache on disk there are not more than are read at once."""
+        """Rows of a product in decode; of a cache on disk, those read at once."""
         most: float = self.shape.micro_batch_size
         if self.shape.cache_on_disk:
             length = self.lengths.own_len + self.lengths.new_tokens
@@ -322,8 +322,10 @@ class _Costs:
         return 2 * self.setup.spec.num_layers
 
     def _prefilled_part(self) -> float:
-        """Of products in prefill, the part that is computed: in the last layer all rows need keys
-        and values, and only the last of each prompt queries, projections and an MLP."""
+        """Of products in prefill, the part that is computed.
+
+        In the last layer all rows need keys and values, but only the last of each prompt the rest.
+        """
         if self.execution.computes_last_rows:
             return 1.0
         shapes = self.setup.spec.linear_shapes
@@ -333,8 +335,10 @@ class _Costs:
         return 1 - (1 - kept) * unread / self.setup.spec.num_layers
 
     def _products(self, tokens: float, rows: float) -> Linear:
-        flop = 2 * tokens * self.setup.spec.num_linear_parameters
-        return Linear(flop / self.hardware.product_flop_per_s.at(rows))
+        spec, rate = self.setup.spec, self.hardware.product_flop_per_s
+        numbers = [out * in_ for out, in_ in spec.matrix_shapes.values()]
+        layer_s = sum(2 * tokens * size / rate.at(size, rows) for size in numbers)
+        return Linear(layer_s * spec.num_layers)
 
     def _prefill_attention(self) -> Linear:
         """Two products of each query with each key, or value, before it."""
@@ -349,7 +353,9 @@ class _Costs:
         num_bytes = self._cache_numbers(attended) * self.setup.dtype_bytes
         hardware = self.hardware
         rate = (
-            hardware.host_attention_bytes_per_s if on_host else hardware.device_attention_bytes_per_s
+            hardware.host_attention_bytes_per_s
+            if on_host
+            else hardware.device_attention_bytes_per_s
         )
         return Linear(num_bytes / rate)
 
@@ -362,8 +368,10 @@ class _Costs:
         if self.setup.compression.weight_bits is None:
             return Linear()
         times = micro_batches if self.execution.dequantizes_each else passes
-        numbers = times * self.setup.spec.num_linear_parameters
-        return Linear(numbers / self.hardware.dequantized_weights_per_s)
+        spec, rate = self.setup.spec, self.hardware.dequantized_weights_per_s
+        numbers = [out * in_ for out, in_ in spec.matrix_shapes.values()]
+        layer_s = sum(size / rate.at(max(size, rate.points[0][0])) for size in numbers)
+        return Linear(times * layer_s * spec.num_layers)
 
     def _dequantized_cache(self, attended: float) -> Linear:
         if self.setup.compression.cache_bits is None:
@@ -377,9 +385,9 @@ class _Costs:
 
     def _head(self, tokens: float, at_once: float) -> Linear:
         spec = self.setup.spec
-        flop = 2 * tokens * spec.vocab_size * spec.embedding_size
+        size = spec.vocab_size * spec.embedding_size
         rows = max(1.0, min(HEAD_ROWS, at_once))
-        return Linear(flop / self.hardware.product_flop_per_s.at(rows))
+        return Linear(2 * tokens * size / self.hardware.product_flop_per_s.at(size, rows))
 
     def _steps(self, micro_batches: int) -> Linear:
         return Linear(micro_batches * self.setup.spec.num_layers * self.hardware.step_s)

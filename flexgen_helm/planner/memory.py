@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from flexgen_helm.errors import BudgetError
 from flexgen_helm.planner.costs import Shape
@@ -134,8 +135,9 @@ def fixed_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
 
 def _weight_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
     """Matrices where they are, and what those on disk are read into."""
-    layers = [_matrix_bytes(setup)] * setup.spec.num_layers
-    tiers = place_evenly(layers, policy.weights)
+    layer = _matrix_bytes(setup)
+    layers = [layer] * setup.spec.num_layers
+    tiers = _placed(tuple(layer.items()), setup.spec.num_layers, policy.weights)
     placed = {
         tier: sum(
             sizes[name]
@@ -150,6 +152,14 @@ def _weight_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
         for sizes, on in zip(layers, tiers, strict=True)
     )
     return {"weights": placed, "staging buffers": {Tier.HOST: 2 * read}}
+
+
+@lru_cache(maxsize=1024)
+def _placed(
+    layer: tuple[tuple[str, int], ...], num_layers: int, placement: Placement
+) -> list[dict[str, Tier]]:
+    """Place layers that are all alike; a search asks for the same ones again and again."""
+    return place_evenly([dict(layer)] * num_layers, placement)
 
 
 def _working_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
@@ -224,9 +234,7 @@ def cache_per_token(setup: Setup, policy: Policy) -> Bytes:
 
 def _stored_per_token(setup: Setup) -> float:
     """Of a token in the KV cache, in a pool of which the rest is padding, at most."""
-    stored = setup.spec.cache_bytes(
-        setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes
-    )
+    stored = setup.spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
     return stored / LEAST_FILLED
 
 
@@ -266,16 +274,14 @@ def _total(terms: Mapping[str, Bytes], tiers: tuple[Tier, ...]) -> float:
 
 
 def _matrix_bytes(setup: Setup) -> dict[str, int]:
-    """Bytes of a layer's matrices as stored; queries, keys and values are one."""
-    sizes: dict[str, int] = {}
-    for name, (rows, row_len) in setup.spec.linear_shapes.items():
-        stored = "qkv_proj" if name in ("q_proj", "k_proj", "v_proj") else name
-        bits, size = setup.compression.weight_bits, rows * row_len * setup.dtype_bytes
-        if bits is not None:
-            group_size = setup.compression.group_size
-            size = quantized_bytes(num_rows=rows, row_len=row_len, bits=bits, group_size=group_size)
-        sizes[stored] = sizes.get(stored, 0) + size
-    return sizes
+    """Bytes of a layer's matrices as stored."""
+    bits, group_size = setup.compression.weight_bits, setup.compression.group_size
+    return {
+        name: rows * row_len * setup.dtype_bytes
+        if bits is None
+        else quantized_bytes(num_rows=rows, row_len=row_len, bits=bits, group_size=group_size)
+        for name, (rows, row_len) in setup.spec.matrix_shapes.items()
+    }
 
 
 def _layer_in_use(setup: Setup, policy: Policy) -> int:

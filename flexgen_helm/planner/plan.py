@@ -169,9 +169,7 @@ def plan(
         assert failure is not None, "there is at least one setting"
         raise failure
     best = min(found, key=lambda one: one.solution.seconds)
-    made = _assemble(
-        best.setup, hardware, workload, budget, best.shape, best.policy, execution
-    )
+    made = _assemble(best.setup, hardware, workload, budget, best.shape, best.policy, execution)
     saved = dict(zip(best.needed, best.solution.multipliers.memories, strict=True))
     return _with_limits(made, _memory_sentences(saved, best.solution.seconds))
 
@@ -187,16 +185,21 @@ def predict(
     budget: MemoryBudget | None = None,
     execution: Execution = OURS,
 ) -> Plan:
-    """Say what a policy comes to; see `plan`.
+    """Say what a policy comes to.
 
     Args:
+        spec: the model.
+        compression: of weights and KV cache.
+        hardware: the machine.
+        workload: what is to be run.
+        policy: with which policy.
         cached_tokens: tokens there is room for in the KV cache.
+        budget: what may be used of the machine's memory; all of it if left out.
+        execution: whose way of running it.
     """
     setup = setup_for(spec, compression, hardware)
     shape = Shape.of(policy, cached_tokens)
-    return _assemble(
-        setup, hardware, workload, budget or MemoryBudget(), shape, policy, execution
-    )
+    return _assemble(setup, hardware, workload, budget or MemoryBudget(), shape, policy, execution)
 
 
 def _assemble(
@@ -267,9 +270,7 @@ def _bound_sentence(phase: Phase, fractions: Fractions) -> str:
     whole = sum(terms.values())
     name, seconds = max(terms.items(), key=lambda item: item[1])
     share = round(100 * seconds / whole) if whole else 0
-    return (
-        f"{phase.name} of {phase.scenario} is bound by {resource.value}, {share} % of it {name}"
-    )
+    return f"{phase.name} of {phase.scenario} is bound by {resource.value}, {share} % of it {name}"
 
 
 def _memory_sentences(saved_s: Mapping[str, float], seconds: float) -> list[str]:

@@ -176,8 +176,10 @@ def _first_multipliers(instance: Instance) -> Iterator[Multipliers]:
 
 
 def _overfull(instances: Instance) -> Array:
-    """Whether stacked programs cannot be solved: the first so many memories are too small for what
-    must be in one of them."""
+    """Whether stacked programs cannot be solved.
+
+    The first so many memories are then too small for what has to be in one of them.
+    """
     none = np.zeros(instances.constants.shape[-1])
     memories = np.tri(instances.free_gigabytes.shape[-1])
     return np.any(
@@ -239,6 +241,8 @@ def _forbidden(setup: Setup, shape: Shape) -> list[Variable]:
         forbidden.append(("weights", Tier.DISK))
     if not shape.cache_on_disk:
         forbidden.append(("cache", Tier.DISK))
+    if shape.attention == "host":  # it would have to go there for every token
+        forbidden.append(("cache", Tier.DEVICE))
     return forbidden
 
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import shutil
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from flexgen_helm.errors import HardwareError
 from flexgen_helm.planner.automatic import automatic_policy
 from flexgen_helm.planner.memory import MemoryPlan, plan_memory
-from flexgen_helm.planner.plan import Plan
+from flexgen_helm.planner.plan import Plan, predict
 from flexgen_helm.planner.setup import Setup
-from flexgen_helm.runtime.statistics import free_memory_bytes
-from flexgen_helm.specs.shipped import typical_hardware
+from flexgen_helm.runtime.lengths import group_of
+from flexgen_helm.runtime.statistics import free_memory_bytes, memory_bytes
 from flexgen_helm.specs.budget import MemoryBudget
-from flexgen_helm.specs.calibration import measured_profile
+from flexgen_helm.specs.calibration import measured_profile, profile_path
 from flexgen_helm.specs.hardware import Hardware
+from flexgen_helm.specs.placement import Tier
 from flexgen_helm.specs.policy import Policy
+from flexgen_helm.specs.request import GenerationRequest
+from flexgen_helm.specs.shipped import typical_hardware
 from flexgen_helm.specs.workload import Workload
+
+ALL_TOKENS = 1 << 40
+"""More than any KV cache holds."""
 
 USABLE = 0.9
 """Of the memory that is free, what a plan may use where no budget says."""
@@ -33,6 +42,14 @@ class Arrangement:
     memory: MemoryPlan
     plan: Plan | None = None
     """With its prediction; `None` for a policy that was given, or where nothing is offloaded."""
+
+
+class Expected(NamedTuple):
+    """What a request should cost; see `RequestStatistics`. `None` for what is not known."""
+
+    predicted_prefill_s: float | None = None
+    predicted_decode_s: float | None = None
+    planned_memory_bytes: int | None = None
 
 
 class Arranger:
@@ -59,6 +76,7 @@ class Arranger:
         self._device = device
         self._offload_dir = offload_dir
         self._given = hardware
+        self._before_bytes = memory_bytes(device)
 
     def with_policy(self, policy: Policy) -> Arrangement:
         """Return that of a policy.
@@ -78,6 +96,40 @@ class Arranger:
         policy, plan = automatic_policy(self._setup, self._hardware(), self._budget, workload)
         return replace(self.with_policy(policy), plan=plan)
 
+    def expect(
+        self, arrangement: Arrangement, workload: Workload
+    ) -> Callable[[GenerationRequest], Expected]:
+        """Return what says of each request of a workload what it should cost."""
+        cached = arrangement.memory.cache_tokens
+        planned = None
+        if cached is not None:
+            taken = arrangement.memory.bytes_on(self._memory, cached_tokens=cached)
+            planned = self._before_bytes + round(taken)
+        hardware = self._given or _measured()
+        if hardware is None:
+            return lambda _: Expected(planned_memory_bytes=planned)
+        found = predict(
+            self._setup.spec,
+            self._setup.compression,
+            hardware,
+            workload,
+            arrangement.policy,
+            cached_tokens=ALL_TOKENS if cached is None else cached,
+        )
+        by_name = {scenario.scenario: scenario for scenario in found.per_scenario}
+
+        def expected(request: GenerationRequest) -> Expected:
+            scenario = by_name[group_of(request)]
+            share = request.sampling.num_completions / scenario.num_requests
+            return Expected(scenario.prefill_s * share, scenario.decode_s * share, planned)
+
+        return expected
+
+    @property
+    def _memory(self) -> tuple[Tier, ...]:
+        """What `peak_memory_bytes` is about."""
+        return (Tier.DEVICE, Tier.HOST) if self._setup.unified else (Tier.DEVICE,)
+
     def _hardware(self) -> Hardware:
         """Rates as measured, and the memory there is now."""
         hardware = self._given or _known_hardware(self._setup.unified)
@@ -94,7 +146,15 @@ class Arranger:
 
 
 def _known_hardware(unified: bool) -> Hardware:
+    return _measured() or typical_hardware(unified=unified)
+
+
+def _measured() -> Hardware | None:
+    """Return the profile of this machine, if it has been calibrated; a run can do without."""
+    if not profile_path().is_file():
+        return None
     try:
         return measured_profile()
-    except HardwareError:
-        return typical_hardware(unified=unified)
+    except HardwareError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return None

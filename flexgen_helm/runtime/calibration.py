@@ -1,6 +1,7 @@
 """Measures what a machine can do, with the very functions the engine computes with.
 
-Everything is measured on shapes of OPT-1.3B's width. Rates are medians of several repetitions.
+Rates are medians of several repetitions, mostly on shapes of OPT-1.3B's width. What else a prompt's
+tokens take in a layer is what is left of the time that a small model of that width takes.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import count, cycle
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -23,7 +26,9 @@ from tqdm import tqdm
 
 from flexgen_helm.errors import StoreError
 from flexgen_helm.model.attention import attend, attend_one
+from flexgen_helm.model.checkpoint import read_spec
 from flexgen_helm.model.dtypes import DTYPES, resolve_device, resolve_dtype
+from flexgen_helm.model.dummy import write_dummy_of
 from flexgen_helm.model.linear import laid_out, linear
 from flexgen_helm.offload.disk import (
     REQUEST_BYTES,
@@ -31,23 +36,30 @@ from flexgen_helm.offload.disk import (
     DirectFile,
     aligned_buffer,
 )
+from flexgen_helm.planner.plan import predict
 from flexgen_helm.quant.quantize import dequantize, quantize
 from flexgen_helm.runtime.engine import Engine
+from flexgen_helm.runtime.lengths import workload_of
 from flexgen_helm.runtime.statistics import free_memory_bytes
 from flexgen_helm.specs.catalog import EMBEDDED_CHECKPOINT
-from flexgen_helm.specs.hardware import Curve, Hardware
+from flexgen_helm.specs.compression import Compression
+from flexgen_helm.specs.hardware import Curve, Hardware, Surface
+from flexgen_helm.specs.opt_sizes import config_of
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import GenerationRequest, SamplingParams
 
 WIDTH, FFN, HEADS = 2048, 8192, 32
 HEAD = WIDTH // HEADS
-ROWS = (1, 4, 16, 64, 256, 1024, 4096)
-NUM_MATRICES = 8
-"""Used in turn, so that none is in a cache when it comes again."""
+ROWS = (1, 4, 16, 64, 256, 2048)
+MATRICES = ((768, 3072), (2048, 8192), (4096, 16384))
+"""Inputs and outputs, of an MLP's width in OPT-125M, 1.3B and 6.7B."""
+
+IN_TURN_BYTES = 256 << 20
+"""Matrices that are used in turn take so much, so that none is in a cache when it comes again."""
 
 SEQUENCES, CACHED = 64, 512
 BITS, GROUP_SIZE = 4, 64
-REPETITIONS, ENOUGH_S = 5, 1.0
+REPETITIONS, ENOUGH_S = 5, 0.5
 """How often something is timed at least, or for how long."""
 
 FILE_BYTES = 128 * REQUEST_BYTES
@@ -57,6 +69,17 @@ TOGETHER_S = 4.0
 """How long computing and reading go on at the same time."""
 
 STEP_TOKENS = 48
+
+NUM_LAYERS, NUM_PROMPTS = 4, 8
+"""Of the small model, and of what it reads: 512 tokens each."""
+
+VOCABULARY = 1024
+
+NO_TIME = 1e18
+"""A rate at which nothing takes any time."""
+
+LEAST_LEFT = 0.01
+"""Part of the time that norms and copies take at least."""
 
 USABLE = 0.9
 """Of the memory that is free, what a plan may use."""
@@ -79,7 +102,7 @@ def calibrate(
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     bench = _Bench(torch.device(device), DTYPES[dtype])
-    unified = bench.device.type == "cpu"
+    unified = bench.unified
     steps: dict[str, Callable[[], object]] = {
         "product_flop_per_s": bench.products,
         "attention_flop_per_s": bench.prefill_attention,
@@ -93,7 +116,10 @@ def calibrate(
         "step_s": lambda: _step_seconds(device, dtype),
     }
     values: dict[str, object] = {}
-    with tqdm(total=len(steps) + 1, disable=not progress, unit="rate") as bar, torch.inference_mode():
+    with (
+        tqdm(total=len(steps) + 2, disable=not progress, unit="rate") as bar,
+        torch.inference_mode(),
+    ):
         for name, measure in steps.items():
             bar.set_description(f"measuring {name}")
             values[name] = measure()
@@ -101,6 +127,14 @@ def calibrate(
         bar.set_description("measuring the disk")
         values |= _disk_rates(directory, bench)
         bar.update()
+        bar.set_description("measuring hidden_bytes_per_s")
+        found = _hardware(bench, directory, dtype, {**values, "hidden_bytes_per_s": NO_TIME})
+        found = replace(found, hidden_bytes_per_s=_hidden_rate(found, device, directory))
+        bar.update()
+    return found
+
+
+def _hardware(bench: _Bench, directory: Path, dtype: str, values: Mapping[str, object]) -> Hardware:
     return Hardware(
         name="this machine",
         source="measured",
@@ -113,7 +147,7 @@ def calibrate(
             "system": platform.platform(),
             "shapes": f"width {WIDTH}, MLP {FFN}, {HEADS} heads, {SEQUENCES} x {CACHED} cached",
         },
-        unified=unified,
+        unified=bench.unified,
         dtype=dtype,
         device_bytes=int(USABLE * free_memory_bytes(bench.device)),
         host_bytes=int(USABLE * free_memory_bytes(torch.device("cpu"))),
@@ -128,14 +162,24 @@ class _Bench:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
 
-    def products(self) -> Curve:
-        """By rows, in FLOP/s."""
-        matrices = [laid_out(self._random(FFN, WIDTH)) for _ in range(NUM_MATRICES)]
+    @property
+    def unified(self) -> bool:
+        """Whether device and host are one memory."""
+        return self.device.type == "cpu"
+
+    def products(self) -> Surface:
+        """By numbers of the matrix and by rows, in FLOP/s."""
+        curves = [(float(in_ * out), self._products_with(in_, out)) for in_, out in MATRICES]
+        return Surface(tuple(curves))
+
+    def _products_with(self, inputs: int, outputs: int) -> Curve:
+        count = -(-IN_TURN_BYTES // (inputs * outputs * self.dtype.itemsize))
+        matrices = cycle([laid_out(self._random(outputs, inputs)) for _ in range(count)])
         points = []
         for rows in ROWS:
-            hidden, weights = self._random(rows, WIDTH), cycle(matrices)
-            seconds = self.time(lambda h=hidden, w=weights: linear(h, next(w)))
-            points.append((float(rows), 2 * rows * WIDTH * FFN / seconds))
+            hidden = self._random(rows, inputs)
+            seconds = self.time(lambda h=hidden: linear(h, next(matrices)))
+            points.append((float(rows), 2 * rows * inputs * outputs / seconds))
         return Curve(tuple(points))
 
     def prefill_attention(self) -> float:
@@ -155,10 +199,15 @@ class _Bench:
         seconds = self.time(lambda: attend_one(q, keys, values, mask, k, v))
         return 2 * keys.numel() * keys.element_size() / seconds
 
-    def dequantized_weights(self) -> float:
-        quantized = quantize(self._random(FFN, WIDTH), bits=BITS, group_size=GROUP_SIZE)
-        buffer = torch.empty(quantized.num_padded, dtype=self.dtype, device=self.device)
-        return FFN * WIDTH / self.time(lambda: dequantize(quantized, self.dtype, buffer))
+    def dequantized_weights(self) -> Curve:
+        """By numbers of the matrix, in numbers a second."""
+        points = []
+        for inputs, outputs in ((MATRICES[0][0], MATRICES[0][0]), *MATRICES):
+            quantized = quantize(self._random(outputs, inputs), bits=BITS, group_size=GROUP_SIZE)
+            buffer = torch.empty(quantized.num_padded, dtype=self.dtype, device=self.device)
+            seconds = self.time(lambda q=quantized, b=buffer: dequantize(q, self.dtype, b))
+            points.append((float(inputs * outputs), inputs * outputs / seconds))
+        return Curve(tuple(points))
 
     def dequantized_cache(self) -> float:
         rows = self._random(SEQUENCES, CACHED, WIDTH)
@@ -212,6 +261,37 @@ def _step_seconds(device: str, dtype: str) -> float:
             passes = max(1, result.statistics.num_generated_tokens - 1)
             seconds.append(result.statistics.decode_s / passes / num_layers)
     return median(seconds)
+
+
+def _hidden_rate(hardware: Hardware, device: str, directory: Path) -> float:
+    """Bytes of hidden states a second, of what a prompt takes beside what is known."""
+    config = {
+        **config_of("1.3b"),
+        "num_hidden_layers": NUM_LAYERS,
+        "hidden_size": WIDTH,
+        "word_embed_proj_dim": WIDTH,
+        "ffn_dim": FFN,
+        "num_attention_heads": HEADS,
+        "vocab_size": VOCABULARY,
+    }
+    sampling = SamplingParams(max_tokens=1)
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(4, VOCABULARY, (NUM_PROMPTS, CACHED), generator=generator)
+    prompts[:, 0] = torch.arange(4, 4 + NUM_PROMPTS)  # nothing shared
+    requests = [GenerationRequest(prompt_token_ids=p, sampling=sampling) for p in prompts.tolist()]
+    with TemporaryDirectory(dir=directory) as name:
+        checkpoint = write_dummy_of(config, tokenizer=EMBEDDED_CHECKPOINT, directory=Path(name))
+        with Engine.from_pretrained(
+            checkpoint, device=device, dtype=hardware.dtype, policy=Policy()
+        ) as engine:
+            results = [engine.generate(requests) for _ in range(REPETITIONS)]
+        spec = read_spec(checkpoint)
+    predicted = predict(
+        spec, Compression(), hardware, workload_of(requests), Policy(), cached_tokens=1
+    )
+    measured_s = median(sum(r.statistics.prefill_s for r in result) for result in results[1:])
+    num_bytes = prompts.numel() * NUM_LAYERS * WIDTH * hardware.dtype_bytes
+    return num_bytes / max(measured_s - predicted.predicted_s, LEAST_LEFT * measured_s)
 
 
 def _disk_rates(directory: Path, bench: _Bench) -> dict[str, float]:

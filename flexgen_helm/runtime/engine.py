@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +19,10 @@ from flexgen_helm.errors import BudgetError, EngineClosedError, InvalidRequestEr
 from flexgen_helm.model.checkpoint import fingerprint, read_spec, resolve
 from flexgen_helm.model.dtypes import DTYPES, resolve_device, resolve_dtype
 from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR
-from flexgen_helm.planner.memory import allowed_beside
+from flexgen_helm.planner.memory import MemoryPlan, allowed_beside
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.runtime.allocator import reuse_freed_memory
-from flexgen_helm.runtime.arrangement import Arrangement, Arranger
+from flexgen_helm.runtime.arrangement import Arrangement, Arranger, Expected
 from flexgen_helm.runtime.executor import BlockExecutor
 from flexgen_helm.runtime.lengths import DEFAULT_WORKLOAD, workload_of
 from flexgen_helm.runtime.loaded_model import Model
@@ -55,13 +56,14 @@ class Engine:
         model: Model,
         description: EngineDescription,
         arrangement: Arrangement,
+        arranger: Arranger,
+        loader: Loader,
         watch: MemoryWatch | None = None,
-        arrange: Callable[[Workload], Arrangement] | None = None,
-        reload: Callable[[Arrangement], Model] | None = None,
     ) -> None:
         self._model: Model | None = model
         self._watch = watch
-        self._arrange, self._reload = arrange, reload
+        self._arranger, self._loader = arranger, loader
+        self._planned = False
         self._set(arrangement)
         self._lock = threading.Lock()
         self.description = description
@@ -74,11 +76,12 @@ class Engine:
         self.num_layers = model.spec.num_layers
 
     def _set(self, arrangement: Arrangement) -> None:
+        self._arrangement = arrangement
         self._cache_tokens = arrangement.memory.cache_tokens
         self.policy = arrangement.policy
         """Shape of the blocks, and where everything is. Micro-batches become smaller, with a
         warning, where memory turns out to be short."""
-        self.plan = arrangement.memory
+        self.plan: MemoryPlan = arrangement.memory
         """Memory that this takes."""
         self.prediction = arrangement.plan
         """How long it was predicted to take, if it was planned."""
@@ -143,9 +146,7 @@ class Engine:
         before = memory_bytes(torch.device(device))
         arranger = Arranger(setup, budget, torch.device(device), offload, hardware)
         automatic = policy is None or policy == "auto"
-        arrangement = (
-            arranger.plan(DEFAULT_WORKLOAD) if automatic else arranger.with_policy(policy)
-        )
+        arrangement = arranger.plan(DEFAULT_WORKLOAD) if automatic else arranger.with_policy(policy)
         with (
             ThreadPoolExecutor() as beside,
             tqdm(total=spec.num_layers + 1, unit="layer", disable=not progress) as bar,
@@ -175,9 +176,7 @@ class Engine:
             linear_weight_bytes=loaded.weights.linear_bytes,
         )
         watch = None if allowed is None else MemoryWatch(loaded.device, before + allowed)
-        if arrangement.plan is None:  # there is nothing to gain from planning again
-            return cls(loaded, description, arrangement, watch)
-        return cls(loaded, description, arrangement, watch, arranger.plan, loader.load)
+        return cls(loaded, description, arrangement, arranger, loader, watch)
 
     def generate(
         self,
@@ -202,17 +201,19 @@ class Engine:
             EngineClosedError: the engine was closed.
         """
         requests = list(requests)
+        if not requests:
+            return []
         for request in requests:
             self.validate(request)
         results: dict[int, GenerationResult] = {}
         generated_tokens = 0
         with self._lock, progress_reporter(progress, len(requests)) as report:
-            self._plan_for(requests)
-            for request in requests:
-                self._check_cache(request)
+            expected = self._expect(requests)
 
             def finish(index: int, result: GenerationResult) -> None:
                 nonlocal generated_tokens
+                costs = replace(result.statistics, **expected(requests[index])._asdict())
+                result = replace(result, statistics=costs)
                 results[index] = result
                 generated_tokens += result.statistics.num_generated_tokens
                 if on_result is not None:
@@ -270,16 +271,26 @@ class Engine:
                 " (policy.cache), or compress it (such as kv4)"
             )
 
-    def _plan_for(self, requests: Sequence[GenerationRequest]) -> None:
+    def _expect(
+        self, requests: Sequence[GenerationRequest]
+    ) -> Callable[[GenerationRequest], Expected]:
+        """Plan for requests if need be; return what says of each what it should cost."""
+        workload = workload_of(requests)
+        self._plan_for(workload)
+        for request in requests:
+            self._check_cache(request)
+        return self._arranger.expect(self._arrangement, workload)
+
+    def _plan_for(self, workload: Workload) -> None:
         """Plan once more, now that the first requests are known, and say what was planned."""
-        if self._arrange is None or self._reload is None or not requests:
-            return
-        arrange, self._arrange = self._arrange, None
-        arrangement = arrange(workload_of(requests))
+        if self.prediction is None or self._planned:
+            return  # a given policy, or nothing to gain
+        self._planned = True
+        arrangement = self._arranger.plan(workload)
         if arrangement.policy != self.policy:
             self._open_model().close()
             self._model = None
-            self._model = self._reload(arrangement)
+            self._model = self._loader.load(arrangement)
             self._set(arrangement)
         if arrangement.plan is not None:
             tqdm.write(arrangement.plan.summary, file=sys.stderr)

@@ -29,24 +29,31 @@ def workload_of(requests: Sequence[GenerationRequest]) -> Workload:
     Args:
         requests: at least one.
     """
-    groups: dict[int, list[GenerationRequest]] = {}
+    groups: dict[str, list[GenerationRequest]] = {}
     for request in requests:
-        # 0 and 1 for those that need no cache, else a power of two.
-        groups.setdefault(max(0, request.sampling.max_tokens - 1).bit_length(), []).append(request)
+        groups.setdefault(group_of(request), []).append(request)
     return Workload(
         name=f"{len(requests)} requests",
-        scenarios=tuple(_lengths(group) for _, group in sorted(groups.items())),
+        scenarios=tuple(_lengths(name, group) for name, group in groups.items()),
     )
 
 
-def _lengths(requests: Sequence[GenerationRequest]) -> RequestLengths:
+def group_of(request: GenerationRequest) -> str:
+    """Return the name of the lengths a request is among: those up to the same power of two."""
+    most_new = request.sampling.max_tokens
+    if most_new <= 1:
+        return "requests of one token"  # or of none: they need no KV cache
+    return f"requests of up to {1 << (most_new - 1).bit_length()} tokens"
+
+
+def _lengths(name: str, requests: Sequence[GenerationRequest]) -> RequestLengths:
     prompts = [request.prompt_token_ids for request in requests]
     num_tokens = sum(map(len, prompts))
     shared = sum(prefix_order(prompts).shared)
     sequences = sum(request.sampling.num_completions for request in requests)
     most_new = max(request.sampling.max_tokens for request in requests)
     return RequestLengths(
-        name=f"{len(requests)} requests of up to {most_new} new tokens",
+        name=name,
         num_requests=sequences,
         prompt_len=num_tokens / len(prompts),
         max_prompt_len=max(map(len, prompts)),

@@ -33,9 +33,7 @@ class Loader:
     tokenizer: Callable[[], Tokenizer]
     """Waits for it."""
 
-    def load(
-        self, arrangement: Arrangement, on_part: Callable[[], object] = lambda: None
-    ) -> Model:
+    def load(self, arrangement: Arrangement, on_part: Callable[[], object] = lambda: None) -> Model:
         """Load the checkpoint as arranged; `on_part` is called after each part.
 
         Raises:

@@ -6,6 +6,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from math import exp, isfinite, log
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class Curve:
     def __post_init__(self) -> None:
         sizes = [size for size, _ in self.points]
         valid = all(isfinite(x) and x > 0 for point in self.points for x in point)
-        if not sizes or not valid or any(a >= b for a, b in zip(sizes, sizes[1:], strict=False)):
+        if not sizes or not valid or any(a >= b for a, b in pairwise(sizes)):
             raise HardwareError(
                 f"{self.points} is no rate by size: list pairs of positive numbers, by growing size"
             )
@@ -41,6 +42,26 @@ class Curve:
             return self.points[0][1] * size / sizes[0]
         (left, low), (right, high) = self.points[index - 1 : index + 1]
         return low * exp(log(high / low) * log(size / left) / log(right / left))
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A rate that depends on the numbers of a matrix and on the rows it is multiplied with.
+
+    Curves by rows, of growing matrices; between two of them a power of the size, and beyond the
+    first and the last as those.
+    """
+
+    curves: tuple[tuple[float, Curve], ...]
+
+    def __post_init__(self) -> None:
+        # A curve has the same demands on its sizes.
+        Curve(tuple((size, curve.points[0][1]) for size, curve in self.curves))
+
+    def at(self, size: float, rows: float) -> float:
+        """Return the rate of a product."""
+        points = tuple((numbers, curve.at(rows)) for numbers, curve in self.curves)
+        return Curve(points).at(max(size, points[0][0]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +96,12 @@ class Hardware:
 
     disk_bytes: int
 
-    product_flop_per_s: Curve
-    """Of a product with weights of the compute dtype, by its rows."""
+    product_flop_per_s: Surface
+    """Of a product with weights of the compute dtype, by the matrix's numbers and by rows."""
+
+    hidden_bytes_per_s: float
+    """Hidden states that pass a layer, in prefill: what norms, sums and copies take, beside
+    products and attention."""
 
     attention_flop_per_s: float
     """Of attention in prefill, softmax included, and to shared prefixes in decode."""
@@ -87,8 +112,8 @@ class Hardware:
     host_attention_bytes_per_s: float
     """Likewise of the host."""
 
-    dequantized_weights_per_s: float
-    """Weights, to the compute dtype."""
+    dequantized_weights_per_s: Curve
+    """Weights, to the compute dtype, by the numbers of a matrix."""
 
     dequantized_cache_per_s: float
     """Keys and values, likewise."""
@@ -132,9 +157,15 @@ class Hardware:
         return 4 if self.dtype == "float32" else 2
 
     def to_json(self) -> str:
-        return json.dumps(
-            {**asdict(self), "product_flop_per_s": self.product_flop_per_s.points}, indent=2
-        )
+        products = [
+            {"numbers": numbers, "by_rows": curve.points}
+            for numbers, curve in self.product_flop_per_s.curves
+        ]
+        curves = {
+            "product_flop_per_s": products,
+            "dequantized_weights_per_s": self.dequantized_weights_per_s.points,
+        }
+        return json.dumps({**asdict(self), **curves}, indent=2)
 
     @classmethod
     def from_json(cls, text: str, *, where: str) -> Hardware:
@@ -149,14 +180,23 @@ class Hardware:
         """
         try:
             values: dict[str, Any] = json.loads(text)
-            points: Sequence[Sequence[float]] = values.pop("product_flop_per_s")
-            curve = Curve(tuple((size, rate) for size, rate in points))
-            return cls(**values, product_flop_per_s=curve)
+            products = Surface(
+                tuple(
+                    (product["numbers"], _curve(product["by_rows"]))
+                    for product in values.pop("product_flop_per_s")
+                )
+            )
+            dequantized = _curve(values.pop("dequantized_weights_per_s"))
+            return cls(**values, product_flop_per_s=products, dequantized_weights_per_s=dequantized)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise HardwareError(
                 f"{where} is no hardware profile ({error}): make one with flexgen-helm calibrate,"
                 " or begin with one of scenarios/hardware"
             ) from error
+
+
+def _curve(points: Sequence[Sequence[float]]) -> Curve:
+    return Curve(tuple((size, rate) for size, rate in points))
 
 
 def read_hardware(path: Path) -> Hardware:

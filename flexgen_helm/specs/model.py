@@ -109,6 +109,13 @@ class ModelSpec:
         }
 
     @property
+    def matrix_shapes(self) -> dict[str, tuple[int, int]]:
+        """Those shapes as products have them: queries, keys and values are one matrix."""
+        shapes = self.linear_shapes
+        qkv = [shapes.pop(name) for name in ("q_proj", "k_proj", "v_proj")]
+        return {"qkv_proj": (sum(out for out, _ in qkv), self.hidden_size), **shapes}
+
+    @property
     def num_linear_parameters(self) -> int:
         """Parameters that weight compression acts on: the matrices of all transformer layers."""
         return self.num_layers * sum(out * in_ for out, in_ in self.linear_shapes.values())

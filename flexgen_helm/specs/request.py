@@ -158,6 +158,15 @@ class RequestStatistics:
     peak_disk_bytes: int = 0
     """Most bytes that KV cache and activations took on disk until it finished."""
 
+    predicted_prefill_s: float | None = None
+    """What the planner said `prefill_s` would be; `None` if the machine was not calibrated."""
+
+    predicted_decode_s: float | None = None
+    """Likewise of `decode_s`."""
+
+    planned_memory_bytes: int | None = None
+    """What `peak_memory_bytes` should not exceed by the plan of memory; `None` without a limit."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationResult:

@@ -66,6 +66,15 @@ class RunRecord:
     peak_disk_bytes: int = 0
     """Most bytes that KV cache and activations took on disk meanwhile."""
 
+    predicted_prefill_s: float | None = None
+    """What `prefill_s` was predicted to be; `None` if that of any request is not known."""
+
+    predicted_decode_s: float | None = None
+    """Likewise of `decode_s`."""
+
+    planned_memory_bytes: int | None = None
+    """What `peak_memory_bytes` should not exceed by the plan of memory, if there was one."""
+
     @classmethod
     def summarise(
         cls, engine: EngineDescription, statistics: Sequence[RequestStatistics]
@@ -92,6 +101,11 @@ class RunRecord:
             cached_tokens=sum(s.cached_tokens for s in statistics),
             peak_memory_bytes=max(s.peak_memory_bytes for s in statistics),
             peak_disk_bytes=max(s.peak_disk_bytes for s in statistics),
+            predicted_prefill_s=_sum([s.predicted_prefill_s for s in statistics]),
+            predicted_decode_s=_sum([s.predicted_decode_s for s in statistics]),
+            planned_memory_bytes=max(
+                (b for s in statistics if (b := s.planned_memory_bytes) is not None), default=None
+            ),
         )
 
     @property
@@ -117,3 +131,9 @@ class RunRecord:
     def from_json(cls, text: str) -> RunRecord:
         fields = json.loads(text)
         return cls(**{**fields, "engine": EngineDescription(**fields["engine"])})
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    """Add up what is known, if all of it is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None

@@ -1,4 +1,4 @@
-"""Where the data that ships beside the package is: scenarios, lengths of their requests, hardware."""
+"""Where the data that ships beside the package is: scenarios, their lengths, hardware."""
 
 from __future__ import annotations
 

@@ -93,12 +93,16 @@ EFFICIENCY = (
     Column("cache_bytes_per_token", "float64", "bytes/token", "flexgen_run.cache_bytes_per_token"),
     Column("peak_memory_bytes", "Int64", "bytes", "flexgen_run.peak_memory_bytes"),
     Column("peak_disk_bytes", "Int64", "bytes", "flexgen_run.peak_disk_bytes"),
+    Column("predicted_prefill_s", "float64", "s", "flexgen_run.predicted_prefill_s"),
+    Column("predicted_decode_s", "float64", "s", "flexgen_run.predicted_decode_s"),
+    Column("planned_memory_bytes", "Int64", "bytes", "flexgen_run.planned_memory_bytes"),
 )
 """One row per run: what it cost. `unique_ratio` is computed over requested prompt tokens: what
 several requests share is computed once. Rows are those of matrix products: `padding_rows` hold no
 token, and `mean_decode_rows` says how large the batches were in which tokens were generated.
 `request_s` is prefill and decode together or, without a run record, the sum of HELM's request
-times, which overlap when HELM asked from several threads."""
+times, which overlap when HELM asked from several threads. What was `predicted` and `planned` is
+there where the machine has been calibrated, or a memory budget was given."""
 
 COMPARISON = (
     Column("suite", "string", "", "run.suite"),

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from flexgen_helm.cli.main import main
-from flexgen_helm.specs.shipped import scenarios_dir
 from flexgen_helm.specs.calibration import PROFILE_VARIABLE
+from flexgen_helm.specs.shipped import scenarios_dir
 from tests.planner.machines import CPU
 
 SUITE = str(scenarios_dir() / "paper_7.conf")

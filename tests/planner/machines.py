@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.compression import Compression
-from flexgen_helm.specs.hardware import Curve, Hardware
+from flexgen_helm.specs.hardware import Curve, Hardware, Surface
 from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.workload import RequestLengths, Workload
 
@@ -27,11 +27,12 @@ GPU = Hardware(
     device_bytes=10**9,
     host_bytes=10**10,
     disk_bytes=10**11,
-    product_flop_per_s=Curve(((1.0, 1e10), (100.0, 1e12))),
+    product_flop_per_s=Surface(((1.0, Curve(((1.0, 1e10), (100.0, 1e12)))),)),
+    hidden_bytes_per_s=1e9,
     attention_flop_per_s=1e11,
     device_attention_bytes_per_s=1e11,
     host_attention_bytes_per_s=1e10,
-    dequantized_weights_per_s=1e10,
+    dequantized_weights_per_s=Curve(((1.0, 1e10),)),
     dequantized_cache_per_s=1e10,
     quantized_cache_per_s=1e9,
     host_to_device_bytes_per_s=1e10,

@@ -6,6 +6,7 @@ import pytest
 
 from flexgen_helm.planner.costs import OURS, UPSTREAM, BlockLoad, Resource, Shape, phases
 from flexgen_helm.planner.linear import VARIABLES, fractions_of
+from flexgen_helm.specs.hardware import Curve, Surface
 from flexgen_helm.specs.placement import Placement, Tier
 from flexgen_helm.specs.policy import Policy
 from tests.planner.machines import CPU, GPU, lengths, setup_of
@@ -63,7 +64,7 @@ def test_one_token_needs_no_cache():
 
 
 def test_products():
-    """In the last layer only keys and values, 2 of 12 parts, of all rows: of 200 rows one is read."""
+    """In the last layer keys and values, 2 of 12 parts, of all rows; of 200 rows one is read."""
     unread = 199 / 200
     part = 1 - (10 / 12) * unread / 10
     found = terms("prefill", Resource.COMPUTE)["products"]
@@ -73,6 +74,27 @@ def test_products():
     # 25 rows: a rate in proportion to the rows, as 1e10 at 1 and 1e12 at 100 have it.
     found = terms("decode", Resource.COMPUTE)["products"]
     assert constant(found) == pytest.approx(2 * DECODE_TOKENS * PARAMETERS / 25e10)
+
+
+def test_norms_and_copies():
+    found = terms("prefill", Resource.COMPUTE)["norms and copies"]
+    assert constant(found) == pytest.approx(PREFILL_TOKENS * HIDDEN_BYTES / 1e9)
+
+
+def test_rates_depend_on_the_matrix():
+    """A third as fast for matrices of 3 million numbers (those of queries, keys and values are one)
+    and for one of a million; at four millions as the curve says."""
+    slow, quick = Curve(((1.0, 1e12 / 3),)), Curve(((1.0, 1e12),))
+    hardware = replace(
+        GPU,
+        product_flop_per_s=Surface(((3e6, slow), (4e6, quick))),
+        dequantized_weights_per_s=Curve(((3e6, 1e9), (4e6, 2e9))),
+    )
+    found = terms("decode", Resource.COMPUTE, hardware=hardware, label="w4")
+    flop = 2 * DECODE_TOKENS * 10 * 1e6
+    assert constant(found["products"]) == pytest.approx(flop * (3 * 4 + 8) / 1e12)
+    numbers = 2 * 10 * 10 * 1e6
+    assert constant(found["dequantized weights"]) == pytest.approx(numbers * (4 / 1e9 + 8 / 2e9))
 
 
 def test_attention_in_prefill():

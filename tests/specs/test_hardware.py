@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexgen_helm.errors import HardwareError
-from flexgen_helm.specs.shipped import hardware_profiles
 from flexgen_helm.specs.calibration import PROFILE_VARIABLE, measured_profile, profile_path
 from flexgen_helm.specs.hardware import Curve, Hardware, read_hardware
+from flexgen_helm.specs.shipped import hardware_profiles
 from tests.planner.machines import CPU, GPU
 
 CURVE = Curve(((4.0, 8e9), (64.0, 32e9)))
@@ -26,7 +26,9 @@ def test_more_rows_never_take_less_time(rows, factor):
     assert rows * factor / CURVE.at(rows * factor) >= rows / CURVE.at(rows) * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("points", [(), ((1.0, 0.0),), ((2.0, 1.0), (1.0, 1.0)), ((1.0, float("nan")),)])
+@pytest.mark.parametrize(
+    "points", [(), ((1.0, 0.0),), ((2.0, 1.0), (1.0, 1.0)), ((1.0, float("nan")),)]
+)
 def test_a_curve_needs_growing_sizes(points):
     with pytest.raises(HardwareError, match="is no rate by size"):
         Curve(points)

@@ -1,0 +1,50 @@
+import pytest
+
+from flexgen_helm import GenerationRequest, SamplingParams
+from flexgen_helm.runtime.lengths import group_of, workload_of
+
+
+def request(prompt, max_tokens, num_completions=1):
+    sampling = SamplingParams(max_tokens=max_tokens, num_completions=num_completions)
+    return GenerationRequest(prompt_token_ids=prompt, sampling=sampling)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "group"),
+    [
+        (0, "requests of one token"),
+        (1, "requests of one token"),
+        (2, "requests of up to 2 tokens"),
+        (3, "requests of up to 4 tokens"),
+        (64, "requests of up to 64 tokens"),
+        (65, "requests of up to 128 tokens"),
+    ],
+)
+def test_lengths_are_grouped(max_tokens, group):
+    assert group_of(request([2], max_tokens)) == group
+
+
+def test_what_prompts_share_is_counted_once():
+    """Of 4 + 5 + 3 tokens, the second and third have three and one of those before them."""
+    work = workload_of(
+        [request([2, 5, 6, 7], 5), request([2, 5, 6, 8, 9], 8), request([2, 4, 4], 6)]
+    )
+    [group] = work
+    assert group.num_requests == 3
+    assert group.prompt_len == 4
+    assert group.max_prompt_len == 5
+    assert group.new_tokens == 8
+    assert group.unique_ratio == pytest.approx(8 / 12)
+
+
+def test_completions_share_their_whole_prompt():
+    [group] = workload_of([request([2, 5, 6, 7], 5, num_completions=4)])
+    assert group.num_requests == 4
+    assert group.unique_ratio == pytest.approx(1 / 4)
+    assert group.own_len == 1
+
+
+def test_groups_are_planned_apart():
+    work = workload_of([request([2, 3], 1), request([2, 3], 40), request([2, 4], 1)])
+    assert [group.num_requests for group in work] == [2, 1]
+    assert [group.decodes for group in work] == [False, True]

@@ -1,0 +1,74 @@
+"""Plans and predictions as a user of the engine meets them."""
+
+from dataclasses import replace
+
+import pytest
+
+from flexgen_helm import Engine, GenerationRequest, MemoryBudget, Policy, SamplingParams
+from flexgen_helm.model.checkpoint import read_spec
+from flexgen_helm.planner.memory import fixed_terms
+from flexgen_helm.planner.setup import Setup
+from flexgen_helm.specs.calibration import PROFILE_VARIABLE
+from flexgen_helm.specs.compression import Compression
+from flexgen_helm.specs.placement import Tier
+from tests.planner.machines import CPU
+
+MACHINE = replace(CPU, dtype="float32")
+
+
+def requests(count=6):
+    sampling = SamplingParams(max_tokens=6)
+    return [
+        GenerationRequest(prompt_token_ids=[2, 5, 6 + i], sampling=sampling) for i in range(count)
+    ]
+
+
+@pytest.fixture
+def tight(checkpoint):
+    """Memory that is too small for what the default policy takes."""
+    setup = Setup(
+        spec=read_spec(checkpoint), compression=Compression(), dtype_bytes=4, unified=True
+    )
+    needed = sum(
+        term.get(tier, 0) for term in fixed_terms(setup, Policy()).values() for tier in Tier
+    )
+    return MemoryBudget(device=int(needed * 0.97))
+
+
+def test_what_does_not_fit_is_planned_for_its_requests(checkpoint, tight, tmp_path, capsys):
+    arguments = {"dtype": "float32", "device": "cpu", "offload_dir": tmp_path}
+    with Engine.from_pretrained(checkpoint, **arguments) as engine:
+        expected = engine.generate(requests())
+        assert engine.prediction is None
+    capsys.readouterr()
+    with Engine.from_pretrained(checkpoint, budget=tight, hardware=MACHINE, **arguments) as engine:
+        assert engine.prediction is not None
+        results = engine.generate(requests())
+        assert engine.policy == engine.prediction.policy != Policy()
+        assert engine.prediction.per_scenario[0].num_requests == 6
+        engine.generate(requests(2))
+    assert [r.completions for r in results] == [r.completions for r in expected]
+    shown = capsys.readouterr().err
+    assert shown.count("predicted: ") == 1
+    assert "micro-batches: " in shown
+
+
+def test_results_say_what_was_predicted(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv(PROFILE_VARIABLE, str(tmp_path / "hardware.json"))
+    arguments = {"dtype": "float32", "device": "cpu", "policy": Policy()}
+    with Engine.from_pretrained(checkpoint, **arguments) as engine:
+        [result] = engine.generate(requests(1))
+        assert result.statistics.predicted_prefill_s is None
+        assert result.statistics.planned_memory_bytes is None
+    (tmp_path / "hardware.json").write_text(MACHINE.to_json())
+    budget = MemoryBudget(device="4GB")
+    with Engine.from_pretrained(checkpoint, budget=budget, **arguments) as engine:
+        costs = [result.statistics for result in engine.generate(requests())]
+    assert all(cost.predicted_prefill_s > 0 and cost.predicted_decode_s > 0 for cost in costs)
+    assert len({cost.predicted_decode_s for cost in costs}) == 1
+    assert all(cost.planned_memory_bytes > cost.peak_memory_bytes / 10 for cost in costs)
+
+
+def test_nothing_is_generated_for_nothing(checkpoint):
+    with Engine.from_pretrained(checkpoint, dtype="float32", device="cpu") as engine:
+        assert engine.generate([]) == []
