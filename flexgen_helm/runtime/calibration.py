@@ -1,7 +1,8 @@
 """Measures what a machine can do, with the very functions the engine computes with.
 
-Rates are medians of several repetitions, mostly on shapes of OPT-1.3B's width. What else a prompt's
-tokens take in a layer is what is left of the time that a small model of that width takes.
+Everything is measured in several rounds, as a machine may be slow for a while, mostly on shapes of
+OPT-1.3B's width. What else a prompt's tokens take in a layer is what is left of the time that a
+small model of that width takes.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime, timezone
 from itertools import count, cycle
 from pathlib import Path
@@ -59,18 +60,20 @@ IN_TURN_BYTES = 256 << 20
 
 SEQUENCES, CACHED = 64, 512
 BITS, GROUP_SIZE = 4, 64
-REPETITIONS, ENOUGH_S = 5, 0.5
+ROUNDS, NUM_STEPS = 3, 12
+
+REPETITIONS, ENOUGH_S = 3, 0.2
 """How often something is timed at least, or for how long."""
 
-FILE_BYTES = 128 * REQUEST_BYTES
-"""1 GB is written to and read from disk."""
+FILE_BYTES = 64 * REQUEST_BYTES
+"""512 MB are written to and read from disk."""
 
-TOGETHER_S = 4.0
+TOGETHER_S = 2.0
 """How long computing and reading go on at the same time."""
 
 STEP_TOKENS = 48
 
-NUM_LAYERS, NUM_PROMPTS = 4, 8
+NUM_LAYERS, NUM_PROMPTS = 4, 4
 """Of the small model, and of what it reads: 512 tokens each."""
 
 VOCABULARY = 1024
@@ -88,7 +91,7 @@ USABLE = 0.9
 def calibrate(
     directory: Path, *, device: str = "auto", dtype: str = "auto", progress: bool = False
 ) -> Hardware:
-    """Measure this machine; takes a minute or two.
+    """Measure this machine; takes less than two minutes.
 
     Args:
         directory: on the disk that weights and cache will be on.
@@ -102,7 +105,23 @@ def calibrate(
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     bench = _Bench(torch.device(device), DTYPES[dtype])
-    unified = bench.unified
+    with (
+        tqdm(total=ROUNDS * NUM_STEPS, disable=not progress, unit="step") as bar,
+        torch.inference_mode(),
+    ):
+
+        def on_step(name: str) -> None:
+            bar.set_description(f"measuring {name}")
+            bar.update()
+
+        return _middle([_measure(bench, directory, dtype, on_step) for _ in range(ROUNDS)])
+
+
+def _measure(
+    bench: _Bench, directory: Path, dtype: str, on_step: Callable[[str], None]
+) -> Hardware:
+    """Measure everything once."""
+    unified, device = bench.unified, str(bench.device)
     steps: dict[str, Callable[[], object]] = {
         "product_flop_per_s": bench.products,
         "attention_flop_per_s": bench.prefill_attention,
@@ -116,22 +135,36 @@ def calibrate(
         "step_s": lambda: _step_seconds(device, dtype),
     }
     values: dict[str, object] = {}
-    with (
-        tqdm(total=len(steps) + 2, disable=not progress, unit="rate") as bar,
-        torch.inference_mode(),
-    ):
-        for name, measure in steps.items():
-            bar.set_description(f"measuring {name}")
-            values[name] = measure()
-            bar.update()
-        bar.set_description("measuring the disk")
-        values |= _disk_rates(directory, bench)
-        bar.update()
-        bar.set_description("measuring hidden_bytes_per_s")
-        found = _hardware(bench, directory, dtype, {**values, "hidden_bytes_per_s": NO_TIME})
-        found = replace(found, hidden_bytes_per_s=_hidden_rate(found, device, directory))
-        bar.update()
-    return found
+    for name, measure in steps.items():
+        on_step(name)
+        values[name] = measure()
+    on_step("the disk")
+    values |= _disk_rates(directory, bench)
+    on_step("hidden_bytes_per_s")
+    found = _hardware(bench, directory, dtype, {**values, "hidden_bytes_per_s": NO_TIME})
+    return replace(found, hidden_bytes_per_s=_hidden_rate(found, device, directory))
+
+
+def _middle(rounds: Sequence[Hardware]) -> Hardware:
+    """Return the median of every rate: a machine may be slow for a while."""
+    changes: dict[str, object] = {}
+    for item in fields(Hardware):
+        values = [getattr(found, item.name) for found in rounds]
+        if isinstance(values[0], Curve):
+            changes[item.name] = _middle_curve(values)
+        elif isinstance(values[0], Surface):
+            by_size = zip(*(surface.curves for surface in values), strict=True)
+            changes[item.name] = Surface(
+                tuple((same[0][0], _middle_curve([curve for _, curve in same])) for same in by_size)
+            )
+        elif isinstance(values[0], float):
+            changes[item.name] = median(values)
+    return replace(rounds[-1], **changes)  # type: ignore[arg-type]  # of the types they had
+
+
+def _middle_curve(curves: Sequence[Curve]) -> Curve:
+    by_size = zip(*(curve.points for curve in curves), strict=True)
+    return Curve(tuple((same[0][0], median(rate for _, rate in same)) for same in by_size))
 
 
 def _hardware(bench: _Bench, directory: Path, dtype: str, values: Mapping[str, object]) -> Hardware:
