@@ -17,13 +17,13 @@ from statistics import median
 from typing import Any
 
 from flexgen_helm.bench.report import Cell, Row
-from flexgen_helm.bench.trial import OURS, Bench, Trial, TrialRow, Workload, run_trial
+from flexgen_helm.bench.trial import OURS, Bench, Trial, TrialRow, Workload, ask, run_trial
 from flexgen_helm.errors import BenchmarkError
 from flexgen_helm.planner.costs import UPSTREAM
 from flexgen_helm.planner.plan import plan, predict
 from flexgen_helm.specs import workload as workloads
 from flexgen_helm.specs.compression import Compression
-from flexgen_helm.specs.hardware import Hardware, read_hardware
+from flexgen_helm.specs.hardware import Hardware, middle, read_hardware
 from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.opt_sizes import SIZES, config_of, known_spec
 from flexgen_helm.specs.policy import Policy
@@ -194,10 +194,8 @@ CONFIGURATIONS = (
 """From 125M to 6.7B, in memory and from disk, compressed or not, prefill only and decode-heavy."""
 
 SWEPT = (
-    Configuration(
-        size="125m", compression="none", workload=Workload(128, 32), batch=128, policy={}
-    ),
-    Configuration(size="125m", compression="w4", workload=Workload(256, 8), batch=96, policy={}),
+    Configuration(size="125m", compression="none", workload=Workload(128, 32), batch=64, policy={}),
+    Configuration(size="125m", compression="w4", workload=Workload(256, 8), batch=48, policy={}),
 )
 """Requests of which each policy of `swept_policies` runs all."""
 
@@ -219,18 +217,34 @@ def swept_policies() -> Iterator[dict[str, Any]]:
 class Machine:
     """Where and with what is measured."""
 
-    hardware: Hardware
+    hardware: Hardware | None
+    """Rates of this machine; `None` to measure them anew around every configuration, as those of a
+    machine that others use, too, drift."""
+
     directory: Path
     """For stores and logs."""
 
     tokenizer: Path
     rounds: int
 
+    def rates(self) -> Hardware:
+        """Return them as they are now."""
+        if self.hardware is not None:
+            return self.hardware
+        answer = ask(
+            "flexgen_helm.bench.rates",
+            {"directory": str(self.directory)},
+            self._bench("125m"),
+            name="rates",
+        )
+        assert answer is not None, "nothing limits its memory"
+        return Hardware.from_json(json.dumps(answer), where="what was measured")
+
     def measure(
         self, configuration: Configuration, policy: Mapping[str, Any], *, number: int, stage: str
     ) -> TrialRow:
         """Run a configuration with a policy, several times; return the run of median time."""
-        bench = Bench(checkpoint=self._checkpoint(configuration.size), directory=self.directory)
+        bench = self._bench(configuration.size)
         trial = Trial(
             stage=stage,
             system=OURS,
@@ -243,23 +257,32 @@ class Machine:
         rows.sort(key=lambda row: row.total_s)
         return rows[len(rows) // 2]
 
-    def _checkpoint(self, size: str) -> Path:
+    def _bench(self, size: str) -> Bench:
         from flexgen_helm.model.dummy import write_dummy
 
-        return write_dummy(
-            f"opt-{size}", tokenizer=self.tokenizer, directory=self.directory / f"opt-{size}"
-        )
+        name = f"opt-{size}"
+        directory = self.directory / name
+        checkpoint = write_dummy(name, tokenizer=self.tokenizer, directory=directory)
+        return Bench(checkpoint=checkpoint, directory=self.directory)
 
 
-def machine_row(configuration: Configuration, machine: Machine, *, number: int) -> Row:
-    """Measure a configuration, and set it beside what was predicted."""
-    row = machine.measure(configuration, configuration.policy, number=number, stage=MACHINE)
+def machine_rows(machine: Machine) -> Iterator[Row]:
+    """Measure all configurations, and set them beside what was predicted."""
+    before = machine.rates()
+    for number, configuration in enumerate(CONFIGURATIONS):
+        row = machine.measure(configuration, configuration.policy, number=number, stage=MACHINE)
+        after = machine.rates()
+        yield _machine_row(configuration, row, middle([before, after]))
+        before = after
+
+
+def _machine_row(configuration: Configuration, row: TrialRow, hardware: Hardware) -> Row:
     if row.prefill_s is None or row.decode_s is None or row.memory_bytes is None:
         raise BenchmarkError(
             f"opt-{configuration.size} {configuration.compression} was killed for want of memory:"
             " this benchmark needs 16 GB"
         )
-    predicted = _predicted(configuration, configuration.policy, machine.hardware)
+    predicted = _predicted(configuration, configuration.policy, hardware)
     [scenario] = predicted.per_scenario
     return {
         "model": f"opt-{configuration.size}",
@@ -280,11 +303,11 @@ def machine_row(configuration: Configuration, machine: Machine, *, number: int) 
 
 def sweep_rows(configuration: Configuration, machine: Machine, *, number: int) -> Iterator[Row]:
     """Measure the planned policy, and all others."""
-    lengths = _requests(configuration)
+    lengths, hardware = _requests(configuration), machine.rates()
     chosen = plan(
         configuration.spec,
         [Compression.parse(configuration.compression)],
-        machine.hardware,
+        hardware,
         _workload(lengths),
     ).policy
     planned = {
@@ -307,7 +330,7 @@ def sweep_rows(configuration: Configuration, machine: Machine, *, number: int) -
             "micro_batch_size": policy["micro_batch_size"],
             "weights_on_disk": policy["weights"]["disk"],
             "cache_on_disk": policy["cache"]["disk"],
-            "predicted_s": _predicted(configuration, policy, machine.hardware).predicted_s,
+            "predicted_s": _predicted(configuration, policy, hardware).predicted_s,
             "measured_s": row.total_s,
         }
 

@@ -147,7 +147,7 @@ def _add_plan_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentPar
     add = parser.add_argument
     add("--json", action="store_true", help="print the report as one JSON object")
     add("--stages", nargs="+", choices=PLAN_STAGES, default=list(PLAN_STAGES), metavar="NAME")
-    add("--hardware", metavar="FILE", help="profile of this machine (as calibrated)")
+    add("--hardware", metavar="FILE", help="profile of this machine, if not measured all along")
     add("--rounds", type=_from(1), default=1, metavar="N", help="times everything is timed")
     add("--data", type=Path, default=DATA, metavar="DIR", help="where OPT's tokenizer is")
     add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="stores and logs")
@@ -259,7 +259,7 @@ def run_bench_plan(args: argparse.Namespace) -> int:
     if {plan.MACHINE, plan.SWEEP} & set(args.stages):
         require_data(args.data, [])
         machine = plan.Machine(
-            hardware=hardware_named(args.hardware),
+            hardware=hardware_named(args.hardware) if args.hardware else None,
             directory=args.work_dir.absolute() / "plan",
             tokenizer=args.data / TOKENIZER,
             rounds=args.rounds,
@@ -280,8 +280,7 @@ def _measured_rows(stages: Sequence[str], machine: Machine) -> Iterator[Row]:
     from flexgen_helm.bench import plan
 
     if plan.MACHINE in stages:
-        for number, configuration in enumerate(plan.CONFIGURATIONS):
-            yield plan.machine_row(configuration, machine, number=number)
+        yield from plan.machine_rows(machine)
     if plan.SWEEP in stages:
         for number, configuration in enumerate(plan.SWEPT, start=1):
             yield from plan.sweep_rows(configuration, machine, number=100 * number)

@@ -179,6 +179,7 @@ class PlacementProblem:
             np.maximum(0.0, np.atleast_1d(self._constraints[name].dual_value))
             for name in ("a phase takes as long as each resource", "what is on a tier fits")
         )
+        assert self._fractions.value is not None, "it was solved"
         values = np.clip(self._fractions.value, 0, 1)
         return Solution(
             fractions=dict(zip(VARIABLES, map(float, values), strict=True)),
@@ -188,7 +189,8 @@ class PlacementProblem:
 
     def _run(self) -> None:
         try:
-            self._problem.solve(solver=cp.SCIPY)  # its HiGHS; cp.HIGHS prints a banner
+            # SciPy's HiGHS, as cvxpy's own prints a banner.
+            self._problem.solve(solver=cp.SCIPY)  # type: ignore[no-untyped-call]
         except cp.SolverError as error:
             raise SolverError(
                 f"the solver of the placement's linear program has failed ({error}): install"

@@ -212,7 +212,8 @@ def _assemble(
     execution: Execution,
 ) -> Plan:
     fractions = fractions_of(policy)
-    scenarios, sentences = [], []
+    scenarios: list[ScenarioPlan] = []
+    sentences: list[str] = []
     for lengths in workload:
         parts = list(phases(setup, hardware, lengths, shape, execution))
         scenarios.append(_scenario_plan(lengths, shape, execution, parts, fractions))

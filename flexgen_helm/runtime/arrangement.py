@@ -59,6 +59,7 @@ class Arranger:
         setup: the model.
         budget: what may be used.
         device: what computes.
+        dtype: compute dtype.
         offload_dir: on the disk that is used.
         hardware: rates of this machine; what was measured if `None`.
     """
@@ -68,12 +69,14 @@ class Arranger:
         setup: Setup,
         budget: MemoryBudget,
         device: torch.device,
+        dtype: str,
         offload_dir: Path,
         hardware: Hardware | None = None,
     ) -> None:
         self._setup = setup
         self._budget = budget
         self._device = device
+        self._dtype = dtype
         self._offload_dir = offload_dir
         self._given = hardware
         self._before_bytes = memory_bytes(device)
@@ -106,7 +109,7 @@ class Arranger:
             taken = arrangement.memory.bytes_on(self._memory, cached_tokens=cached)
             planned = self._before_bytes + round(taken)
         hardware = self._given or _measured()
-        if hardware is None:
+        if hardware is None or hardware.dtype != self._dtype:
             return lambda _: Expected(planned_memory_bytes=planned)
         found = predict(
             self._setup.spec,
@@ -139,6 +142,7 @@ class Arranger:
         return replace(
             hardware,
             unified=self._setup.unified,
+            dtype=self._dtype,  # of another, rates may be wrong, but bytes are not
             device_bytes=int(USABLE * free_memory_bytes(self._device)),
             host_bytes=int(USABLE * free_memory_bytes(torch.device("cpu"))),
             disk_bytes=int(USABLE * shutil.disk_usage(there).free),

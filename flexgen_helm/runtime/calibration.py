@@ -11,11 +11,12 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from itertools import count, cycle
 from pathlib import Path
 from statistics import median
@@ -44,7 +45,7 @@ from flexgen_helm.runtime.lengths import workload_of
 from flexgen_helm.runtime.statistics import free_memory_bytes
 from flexgen_helm.specs.catalog import EMBEDDED_CHECKPOINT
 from flexgen_helm.specs.compression import Compression
-from flexgen_helm.specs.hardware import Curve, Hardware, Surface
+from flexgen_helm.specs.hardware import Curve, Hardware, Surface, middle
 from flexgen_helm.specs.opt_sizes import config_of
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import GenerationRequest, SamplingParams
@@ -89,7 +90,12 @@ USABLE = 0.9
 
 
 def calibrate(
-    directory: Path, *, device: str = "auto", dtype: str = "auto", progress: bool = False
+    directory: Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    rounds: int = ROUNDS,
+    progress: bool = False,
 ) -> Hardware:
     """Measure this machine; takes less than two minutes.
 
@@ -97,6 +103,7 @@ def calibrate(
         directory: on the disk that weights and cache will be on.
         device: ``cpu``, ``cuda``, or ``auto``.
         dtype: compute dtype, or ``auto``.
+        rounds: times everything is measured.
         progress: whether to show a progress bar.
 
     Raises:
@@ -106,7 +113,7 @@ def calibrate(
     dtype = resolve_dtype(dtype, device)
     bench = _Bench(torch.device(device), DTYPES[dtype])
     with (
-        tqdm(total=ROUNDS * NUM_STEPS, disable=not progress, unit="step") as bar,
+        tqdm(total=rounds * NUM_STEPS, disable=not progress, unit="step") as bar,
         torch.inference_mode(),
     ):
 
@@ -114,7 +121,7 @@ def calibrate(
             bar.set_description(f"measuring {name}")
             bar.update()
 
-        return _middle([_measure(bench, directory, dtype, on_step) for _ in range(ROUNDS)])
+        return middle([_measure(bench, directory, dtype, on_step) for _ in range(rounds)])
 
 
 def _measure(
@@ -143,28 +150,6 @@ def _measure(
     on_step("hidden_bytes_per_s")
     found = _hardware(bench, directory, dtype, {**values, "hidden_bytes_per_s": NO_TIME})
     return replace(found, hidden_bytes_per_s=_hidden_rate(found, device, directory))
-
-
-def _middle(rounds: Sequence[Hardware]) -> Hardware:
-    """Return the median of every rate: a machine may be slow for a while."""
-    changes: dict[str, object] = {}
-    for item in fields(Hardware):
-        values = [getattr(found, item.name) for found in rounds]
-        if isinstance(values[0], Curve):
-            changes[item.name] = _middle_curve(values)
-        elif isinstance(values[0], Surface):
-            by_size = zip(*(surface.curves for surface in values), strict=True)
-            changes[item.name] = Surface(
-                tuple((same[0][0], _middle_curve([curve for _, curve in same])) for same in by_size)
-            )
-        elif isinstance(values[0], float):
-            changes[item.name] = median(values)
-    return replace(rounds[-1], **changes)  # type: ignore[arg-type]  # of the types they had
-
-
-def _middle_curve(curves: Sequence[Curve]) -> Curve:
-    by_size = zip(*(curve.points for curve in curves), strict=True)
-    return Curve(tuple((same[0][0], median(rate for _, rate in same)) for same in by_size))
 
 
 def _hardware(bench: _Bench, directory: Path, dtype: str, values: Mapping[str, object]) -> Hardware:
@@ -211,7 +196,7 @@ class _Bench:
         points = []
         for rows in ROWS:
             hidden = self._random(rows, inputs)
-            seconds = self.time(lambda h=hidden: linear(h, next(matrices)))
+            seconds = self.time(partial(_product, hidden, matrices))
             points.append((float(rows), 2 * rows * inputs * outputs / seconds))
         return Curve(tuple(points))
 
@@ -238,7 +223,7 @@ class _Bench:
         for inputs, outputs in ((MATRICES[0][0], MATRICES[0][0]), *MATRICES):
             quantized = quantize(self._random(outputs, inputs), bits=BITS, group_size=GROUP_SIZE)
             buffer = torch.empty(quantized.num_padded, dtype=self.dtype, device=self.device)
-            seconds = self.time(lambda q=quantized, b=buffer: dequantize(q, self.dtype, b))
+            seconds = self.time(partial(dequantize, quantized, self.dtype, buffer))
             points.append((float(inputs * outputs), inputs * outputs / seconds))
         return Curve(tuple(points))
 
@@ -276,6 +261,10 @@ class _Bench:
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device).to(self.dtype)
+
+
+def _product(hidden: Tensor, matrices: Iterator[Tensor]) -> Tensor:
+    return linear(hidden, next(matrices))
 
 
 def _step_seconds(device: str, dtype: str) -> float:

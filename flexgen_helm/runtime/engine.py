@@ -144,9 +144,12 @@ class Engine:
         budget = budget or MemoryBudget()
         allowed = allowed_beside(setup, budget, Tier.DEVICE)
         before = memory_bytes(torch.device(device))
-        arranger = Arranger(setup, budget, torch.device(device), offload, hardware)
-        automatic = policy is None or policy == "auto"
-        arrangement = arranger.plan(DEFAULT_WORKLOAD) if automatic else arranger.with_policy(policy)
+        arranger = Arranger(setup, budget, torch.device(device), dtype, offload, hardware)
+        arrangement = (
+            arranger.with_policy(policy)
+            if isinstance(policy, Policy)
+            else arranger.plan(DEFAULT_WORKLOAD)
+        )
         with (
             ThreadPoolExecutor() as beside,
             tqdm(total=spec.num_layers + 1, unit="layer", disable=not progress) as bar,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from math import exp, isfinite, log
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from flexgen_helm.errors import HardwareError
@@ -210,3 +211,28 @@ def read_hardware(path: Path) -> Hardware:
     except OSError as error:
         raise HardwareError(f"{path} cannot be read ({error}): name a hardware profile") from error
     return Hardware.from_json(text, where=str(path))
+
+
+def middle(rounds: Sequence[Hardware]) -> Hardware:
+    """Return the median of every rate that was measured several times.
+
+    A machine may be slow for a while.
+    """
+    changes: dict[str, object] = {}
+    for item in fields(Hardware):
+        values = [getattr(found, item.name) for found in rounds]
+        if isinstance(values[0], Curve):
+            changes[item.name] = _middle_curve(values)
+        elif isinstance(values[0], Surface):
+            by_size = zip(*(surface.curves for surface in values), strict=True)
+            changes[item.name] = Surface(
+                tuple((same[0][0], _middle_curve([curve for _, curve in same])) for same in by_size)
+            )
+        elif isinstance(values[0], float):
+            changes[item.name] = median(values)
+    return replace(rounds[-1], **changes)  # type: ignore[arg-type]  # of the types they had
+
+
+def _middle_curve(curves: Sequence[Curve]) -> Curve:
+    by_size = zip(*(curve.points for curve in curves), strict=True)
+    return Curve(tuple((same[0][0], median(rate for _, rate in same)) for same in by_size))

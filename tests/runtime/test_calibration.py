@@ -1,13 +1,10 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
 from flexgen_helm.cli.main import main
 from flexgen_helm.errors import StoreError
 from flexgen_helm.runtime import calibration
-from flexgen_helm.specs.hardware import Curve, read_hardware
-from tests.planner.machines import GPU
+from flexgen_helm.specs.hardware import read_hardware
 
 
 @pytest.fixture
@@ -21,7 +18,6 @@ def quick(monkeypatch):
         "ROWS": (1, 8),
         "SEQUENCES": 2,
         "CACHED": 16,
-        "ROUNDS": 2,
         "MATRICES": ((32, 64), (64, 128)),
         "IN_TURN_BYTES": 1 << 14,
         "NUM_LAYERS": 1,
@@ -55,15 +51,3 @@ def test_a_disk_that_cannot_be_used_is_named(quick, tmp_path):
     file.touch()
     with pytest.raises(StoreError, match="cannot be measured"):
         calibration.calibrate(file / "below", device="cpu", dtype="float32")
-
-
-def test_a_slow_while_does_not_count():
-    rounds = [
-        replace(GPU, step_s=step_s, dequantized_weights_per_s=Curve(((1.0, rate),)))
-        for step_s, rate in ((1.0, 5.0), (9.0, 7.0), (2.0, 1.0))
-    ]
-    found = calibration._middle(rounds)
-    assert found.step_s == 2.0
-    assert found.dequantized_weights_per_s == Curve(((1.0, 5.0),))
-    assert found.product_flop_per_s == GPU.product_flop_per_s
-    assert found.device_bytes == GPU.device_bytes

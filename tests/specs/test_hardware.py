@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from flexgen_helm.errors import HardwareError
 from flexgen_helm.specs.calibration import PROFILE_VARIABLE, measured_profile, profile_path
-from flexgen_helm.specs.hardware import Curve, Hardware, read_hardware
+from flexgen_helm.specs.hardware import Curve, Hardware, middle, read_hardware
 from flexgen_helm.specs.shipped import hardware_profiles
 from tests.planner.machines import CPU, GPU
 
@@ -75,7 +75,7 @@ def test_profiles_that_ship():
         hardware = read_hardware(path)
         assert hardware.name == name
         assert hardware.source
-        assert not hardware.unified
+        assert hardware.unified == name.startswith("cpu")
 
 
 def test_the_profile_of_this_machine(tmp_path, monkeypatch):
@@ -92,3 +92,15 @@ def test_bytes_of_a_number():
 
 def test_a_profile_is_a_frozen_value():
     assert Hardware.from_json(GPU.to_json(), where="here") == GPU
+
+
+def test_a_slow_while_does_not_count():
+    rounds = [
+        replace(GPU, step_s=step_s, dequantized_weights_per_s=Curve(((1.0, rate),)))
+        for step_s, rate in ((1.0, 5.0), (9.0, 7.0), (2.0, 1.0))
+    ]
+    found = middle(rounds)
+    assert found.step_s == 2.0
+    assert found.dequantized_weights_per_s == Curve(((1.0, 5.0),))
+    assert found.product_flop_per_s == GPU.product_flop_per_s
+    assert found.device_bytes == GPU.device_bytes

@@ -37,6 +37,9 @@ RECORD = RunRecord(
     cached_tokens=50,
     peak_memory_bytes=9000,
     peak_disk_bytes=700,
+    predicted_prefill_s=1.5,
+    predicted_decode_s=2.5,
+    planned_memory_bytes=9500,
 )
 """Throughput 12 tokens / 3 s = 4 tokens/s; 800 bytes / 50 tokens = 16 bytes/token; unique ratio
 10 / 40 tokens = 0.25; 9 decode rows / 4 products = 2.25 rows."""

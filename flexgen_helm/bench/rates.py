@@ -1,0 +1,20 @@
+"""The process that measures the rates of this machine once, and prints them as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+
+def main(request: str) -> None:
+    """Measure, on the disk of a directory that a request names."""
+    from flexgen_helm.runtime.calibration import calibrate
+
+    directory = Path(json.loads(request)["directory"])
+    hardware = calibrate(directory, device="cpu", rounds=1)
+    print(json.dumps(json.loads(hardware.to_json())))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,122 @@
+"""What the benchmark of predictions measures and works out; no trial takes place."""
+
+import json
+
+import pytest
+
+from flexgen_helm.bench import plan
+from flexgen_helm.bench.trial import TrialRow, Workload
+from flexgen_helm.cli.main import main
+from tests.conftest import SHARED_DATA
+from tests.planner.machines import CPU
+
+
+def pretended(trial, bench, *, number):
+    """A trial that takes a second for each phase, and longer with small micro-batches."""
+    slow = trial.policy.get("micro_batch_tokens", 2048) < 512
+    return TrialRow(
+        stage=trial.stage,
+        system=trial.system,
+        setting=trial.setting,
+        prompt_len=trial.workload.prompt_len,
+        new_tokens=trial.workload.new_tokens,
+        batch=trial.batch,
+        prefill_s=3.0 if slow else 1.0,
+        decode_s=1.0,
+        memory_bytes=900,
+        planned_bytes=1000,
+        limit_bytes=None,
+        used_of_limit_bytes=None,
+    )
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch, checkpoint):
+    monkeypatch.setattr(plan, "run_trial", pretended)
+    return plan.Machine(hardware=CPU, directory=tmp_path, tokenizer=checkpoint, rounds=3)
+
+
+def test_configurations_are_of_all_kinds():
+    configurations = plan.CONFIGURATIONS
+    assert len(configurations) >= 12
+    assert {c.size for c in configurations} >= {"125m", "1.3b", "6.7b"}
+    assert {c.compression for c in configurations} >= {"none", "w4", "w4-kv4"}
+    assert any(c.workload.new_tokens == 1 for c in configurations)
+    assert any("weights" in c.policy for c in configurations)
+    assert any("cache" in c.policy for c in configurations)
+    assert len(list(plan.swept_policies())) >= 50
+
+
+def test_predictions_stand_beside_measurements(machine):
+    rows = list(plan.machine_rows(machine))
+    assert len(rows) == len(plan.CONFIGURATIONS)
+    for row in rows:
+        assert row["measured_prefill_s"] == 1
+        predicted = row["predicted_prefill_s"] + row["predicted_decode_s"]
+        assert row["error"] == pytest.approx(predicted / 2 - 1)
+    found = plan.ratios(rows)
+    assert found["machine_worst_error"] == pytest.approx(
+        max(abs(r["error"]) for r in rows), abs=1e-3
+    )
+    assert found["memory_most_planned_over_measured"] == pytest.approx(1000 / 900, abs=1e-3)
+
+
+def test_the_planned_policy_stands_among_others(machine):
+    configuration = plan.Configuration(
+        size="125m", compression="none", workload=Workload(64, 4), batch=8, policy={}
+    )
+    rows = list(plan.sweep_rows(configuration, machine, number=1))
+    assert [row["kind"] for row in rows].count("planned") == 1
+    assert len(rows) == 1 + len(list(plan.swept_policies()))
+    [planned] = [row for row in rows if row["kind"] == "planned"]
+    best = min(row["measured_s"] for row in rows)
+    found = plan.ratios(rows)["sweep_opt-125m_none_planned_over_best"]
+    assert found == pytest.approx(planned["measured_s"] / best)
+
+
+def test_rates_are_measured_all_along_unless_they_are_given(machine, monkeypatch):
+    from dataclasses import replace
+
+    asked = []
+
+    def answer(module, request, bench, *, name):
+        asked.append(module)
+        return json.loads(CPU.to_json())
+
+    monkeypatch.setattr(plan, "ask", answer)
+    assert machine.rates() == CPU
+    assert not asked
+    assert replace(machine, hardware=None).rates() == CPU
+    assert asked == ["flexgen_helm.bench.rates"]
+
+
+def test_the_command_reports_the_paper(monkeypatch, capsys):
+    cells = [{"measured_tokens_per_s": 1.0, "error": -0.2, "planned_over_upstream": 1.5}]
+    monkeypatch.setattr(plan, "paper_rows", lambda: cells)
+    monkeypatch.setattr(plan, "paper_helm_rows", list)
+    assert main(["bench", "plan", "--stages", "paper", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["ratios"] == {
+        "paper_worst_error": 0.2,
+        "paper_least_planned_over_upstream": 1.5,
+    }
+
+
+def test_the_command_measures_the_machine(machine, monkeypatch, tmp_path, capsys):
+    if not (SHARED_DATA / "opt-tokenizer").is_dir():
+        pytest.skip("OPT's tokenizer is not here")
+    monkeypatch.setattr(plan, "CONFIGURATIONS", plan.CONFIGURATIONS[:1])
+    profile = tmp_path / "hardware.json"
+    profile.write_text(CPU.to_json())
+    arguments = [
+        "--hardware",
+        str(profile),
+        "--work-dir",
+        str(tmp_path),
+        "--data",
+        str(SHARED_DATA),
+    ]
+    assert main(["bench", "plan", "--stages", "machine", "--json", *arguments]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(report["rows"]) == 1
+    assert report["ratios"]["machine_median_error"] == report["ratios"]["machine_worst_error"]
