@@ -214,6 +214,7 @@ class _Costs:
                 "quantized cache": self._quantized(stored),
                 "LM head": self._head(self.lengths.num_requests, self.load.sequences),
                 "steps": self._steps(micro_batches),
+                "drawing": Linear(self.lengths.num_requests * self.hardware.token_s),
             },
             Resource.TO_DEVICE: {
                 "weights": self._copied("weights", self._weight_bytes * passes, up=True),
@@ -249,6 +250,7 @@ class _Costs:
                 "quantized cache": self._quantized(tokens),
                 "LM head": self._head(tokens, self.load.sequences),
                 "steps": self._steps(micro_batches),
+                "drawing": Linear(tokens * self.hardware.token_s),
             },
             # What the host attends to it cannot copy meanwhile: both are bound by its memory, and
             # the device waits for both (as in the paper's cost model of decode).

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,7 +39,7 @@ from flexgen_helm.offload.disk import (
     aligned_buffer,
 )
 from flexgen_helm.planner.plan import predict
-from flexgen_helm.quant.quantize import dequantize, quantize
+from flexgen_helm.quant.quantize import QuantizedTensor, dequantize, quantize
 from flexgen_helm.runtime.engine import Engine
 from flexgen_helm.runtime.lengths import workload_of
 from flexgen_helm.runtime.statistics import free_memory_bytes
@@ -72,7 +72,8 @@ FILE_BYTES = 64 * REQUEST_BYTES
 TOGETHER_S = 2.0
 """How long computing and reading go on at the same time."""
 
-STEP_TOKENS = 48
+STEP_TOKENS, STEP_SEQUENCES = 32, 32
+"""New tokens of each sequence of a small model, and sequences of it at once."""
 
 NUM_LAYERS, NUM_PROMPTS = 4, 4
 """Of the small model, and of what it reads: 512 tokens each."""
@@ -139,12 +140,13 @@ def _measure(
         "quantized_cache_per_s": bench.quantized_cache,
         "host_to_device_bytes_per_s": lambda: None if unified else bench.copied(up=True),
         "device_to_host_bytes_per_s": lambda: None if unified else bench.copied(up=False),
-        "step_s": lambda: _step_seconds(device, dtype),
     }
     values: dict[str, object] = {}
     for name, measure in steps.items():
         on_step(name)
         values[name] = measure()
+    on_step("step_s and token_s")
+    values |= _overheads(device, dtype)
     on_step("the disk")
     values |= _disk_rates(directory, bench)
     on_step("hidden_bytes_per_s")
@@ -221,9 +223,12 @@ class _Bench:
         """By numbers of the matrix, in numbers a second."""
         points = []
         for inputs, outputs in ((MATRICES[0][0], MATRICES[0][0]), *MATRICES):
-            quantized = quantize(self._random(outputs, inputs), bits=BITS, group_size=GROUP_SIZE)
-            buffer = torch.empty(quantized.num_padded, dtype=self.dtype, device=self.device)
-            seconds = self.time(partial(dequantize, quantized, self.dtype, buffer))
+            matrix = quantize(self._random(outputs, inputs), bits=BITS, group_size=GROUP_SIZE)
+            # In turn, too; the engine dequantizes all layers into the same memory.
+            copies = -(-IN_TURN_BYTES // (4 * matrix.num_bytes))
+            matrices = cycle([matrix.map(torch.clone) for _ in range(copies)])
+            buffer = torch.empty(matrix.num_padded, dtype=self.dtype, device=self.device)
+            seconds = self.time(partial(_dequantize, matrices, self.dtype, buffer))
             points.append((float(inputs * outputs), inputs * outputs / seconds))
         return Curve(tuple(points))
 
@@ -267,21 +272,33 @@ def _product(hidden: Tensor, matrices: Iterator[Tensor]) -> Tensor:
     return linear(hidden, next(matrices))
 
 
-def _step_seconds(device: str, dtype: str) -> float:
-    """Of a layer of so small a model that hardly anything is computed."""
-    request = GenerationRequest(
-        prompt_token_ids=[2, 3, 4],
-        sampling=SamplingParams(max_tokens=STEP_TOKENS),
-    )
+def _dequantize(matrices: Iterator[QuantizedTensor], dtype: torch.dtype, buffer: Tensor) -> Tensor:
+    return dequantize(next(matrices), dtype, buffer)
+
+
+def _overheads(device: str, dtype: str) -> dict[str, float]:
+    """Of a layer, and of a sequence, of so small a model that hardly anything is computed."""
+    sampling = SamplingParams(max_tokens=STEP_TOKENS)
+    requests = [
+        GenerationRequest(prompt_token_ids=[2, 3, 4 + index], sampling=sampling)
+        for index in range(STEP_SEQUENCES)
+    ]
     with Engine.from_pretrained(
         EMBEDDED_CHECKPOINT, device=device, dtype=dtype, policy=Policy()
     ) as engine:
+        one, many = (_seconds_of_pass(engine, requests[:count]) for count in (1, STEP_SEQUENCES))
         num_layers = engine.num_layers
-        seconds = []
-        for _ in range(REPETITIONS):
-            [result] = engine.generate([request])
-            passes = max(1, result.statistics.num_generated_tokens - 1)
-            seconds.append(result.statistics.decode_s / passes / num_layers)
+    token_s = max(0.0, many - one) / (STEP_SEQUENCES - 1)
+    return {"step_s": max(0.0, one - token_s) / num_layers, "token_s": token_s}
+
+
+def _seconds_of_pass(engine: Engine, requests: Sequence[GenerationRequest]) -> float:
+    """Of decode."""
+    seconds = []
+    for _ in range(REPETITIONS):
+        costs = [result.statistics for result in engine.generate(requests)]
+        passes = max(cost.num_generated_tokens for cost in costs) - 1
+        seconds.append(sum(cost.decode_s for cost in costs) / max(1, passes))
     return median(seconds)
 
 

@@ -132,6 +132,9 @@ class Hardware:
     step_s: float
     """What a micro-batch costs in a layer, however small it is."""
 
+    token_s: float
+    """What a new token costs beside the pass it comes from: to draw and to write it."""
+
     contention: float
     """Of what could be done at the same time, the part that takes time of its own: 0 where
     computing and every transfer overlap without loss, 1 where nothing does."""
@@ -140,7 +143,7 @@ class Hardware:
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, int | float) and not isinstance(value, bool):
-                least = 0 if item.name in ("step_s", "contention") else 1
+                least = 0 if item.name in ("step_s", "token_s", "contention") else 1
                 if not isfinite(value) or value < least:
                     raise HardwareError(
                         f"{item.name}={value!r} of hardware {self.name!r} is out of range: it must"

@@ -148,12 +148,14 @@ def test_what_is_not_compressed_is_not_dequantized():
     assert constant(found["quantized cache"]) == 0
 
 
-def test_head_and_steps():
+def test_head_steps_and_drawing():
     found = terms("decode", Resource.COMPUTE)
+    assert constant(found["drawing"]) == pytest.approx(DECODE_TOKENS * 1e-5)
     assert constant(found["LM head"]) == pytest.approx(2 * DECODE_TOKENS * 2000 * 1000 / 50e10)
     assert constant(found["steps"]) == pytest.approx(2 * 2 * 10 * 10 * 1e-4)
     # Ten micro-batches of 1,000 prompt tokens a block.
     found = terms("prefill", Resource.COMPUTE)
+    assert constant(found["drawing"]) == pytest.approx(100 * 1e-5)
     assert constant(found["steps"]) == pytest.approx(2 * 10 * 10 * 1e-4)
 
 

@@ -27,6 +27,7 @@ def quick(monkeypatch):
         "FILE_BYTES": 4 * calibration.REQUEST_BYTES,
         "TOGETHER_S": 0.1,
         "STEP_TOKENS": 3,
+        "STEP_SEQUENCES": 2,
     }
     for name, value in changes.items():
         monkeypatch.setattr(calibration, name, value)
