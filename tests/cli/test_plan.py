@@ -90,3 +90,13 @@ def test_planning_imports_no_torch():
         "assert 'transformers' not in sys.modules; assert 'helm' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_readme_s_command(monkeypatch, capsys):
+    root = scenarios_dir().parent
+    monkeypatch.chdir(root)
+    lines = (root / "README.md").read_text().splitlines()
+    command = lines[lines.index("<!-- plan -->") + 2].split()
+    assert command[:2] == ["flexgen-helm", "plan"]
+    assert main(command[1:]) == 0
+    assert "summarization_xsum_sampled" in capsys.readouterr().out
