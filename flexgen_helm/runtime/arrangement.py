@@ -13,7 +13,7 @@ import torch
 
 from flexgen_helm.errors import HardwareError
 from flexgen_helm.planner.automatic import automatic_policy
-from flexgen_helm.planner.memory import MemoryPlan, plan_memory
+from flexgen_helm.planner.memory import MemoryPlan, nearest_policy, plan_memory
 from flexgen_helm.planner.plan import Plan, predict
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.runtime.lengths import group_of
@@ -96,7 +96,12 @@ class Arranger:
             InfeasibleError: no policy fits.
             PlanningError: the linear program could not be solved.
         """
-        policy, plan = automatic_policy(self._setup, self._hardware(), self._budget, workload)
+        try:
+            hardware = self._hardware()
+        except HardwareError:  # neither calibrated nor installed with what to go by instead
+            nearest = nearest_policy(self._setup, Policy(), self._budget)
+            return self.with_policy(nearest or Policy())
+        policy, plan = automatic_policy(self._setup, hardware, self._budget, workload)
         return replace(self.with_policy(policy), plan=plan)
 
     def expect(

@@ -91,7 +91,7 @@ class Engine:
         cls,
         model: str | os.PathLike[str],
         *,
-        compression: Compression | None = None,
+        compression: Compression | str | None = None,
         dtype: str = "auto",
         device: str = "auto",
         policy: Policy | Literal["auto"] | None = "auto",
@@ -107,7 +107,7 @@ class Engine:
 
         Args:
             model: hub id, or directory with `config.json`, weights and tokenizer.
-            compression: of weights and KV cache; none if left out.
+            compression: of weights and KV cache, or a label such as ``w4-kv4``; none if left out.
             dtype: compute dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the
                 fastest the device computes well in.
             device: ``cpu``, ``cuda``, ``cuda:1`` ..., or ``auto`` for CUDA where there is one.
@@ -124,11 +124,13 @@ class Engine:
         Raises:
             CheckpointError: the checkpoint is missing, incomplete or damaged.
             UnsupportedModelError: its architecture is not one this engine runs.
-            InvalidSettingError: there is no such dtype.
+            InvalidSettingError: there is no such dtype or compression.
             BudgetError: the policy takes more memory than the budget allows.
             StoreError: the weight store is damaged, or its disk cannot be used.
         """
         reuse_freed_memory()
+        if isinstance(compression, str):
+            compression = Compression.parse(compression)
         compression = compression or Compression()
         offload = Path(offload_dir or DEFAULT_OFFLOAD_DIR).expanduser()
         path = resolve(model)

@@ -7,6 +7,7 @@ from flexgen_helm import Compression, Engine, GenerationRequest, Policy, Samplin
 from flexgen_helm.errors import (
     CheckpointError,
     EngineClosedError,
+    InvalidCompressionError,
     InvalidRequestError,
     NumericsError,
 )
@@ -27,6 +28,13 @@ def request(text="a prompt", *, prompt_logprobs=False, **sampling):
         sampling=SamplingParams(**sampling),
         prompt_logprobs=prompt_logprobs,
     )
+
+
+def test_compression_may_be_a_label(checkpoint):
+    with Engine.from_pretrained(checkpoint, dtype="float32", compression="w4-kv8") as engine:
+        assert engine.description.compression == "w4-kv8"
+    with pytest.raises(InvalidCompressionError, match="compression 'small' is not understood"):
+        Engine.from_pretrained(checkpoint, compression="small")
 
 
 MIXED = [

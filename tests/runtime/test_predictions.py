@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from flexgen_helm import Engine, GenerationRequest, MemoryBudget, Policy, SamplingParams
+from flexgen_helm.errors import HardwareError
 from flexgen_helm.model.checkpoint import read_spec
 from flexgen_helm.planner.memory import fixed_terms
 from flexgen_helm.planner.setup import Setup
+from flexgen_helm.runtime import arrangement
 from flexgen_helm.specs.calibration import PROFILE_VARIABLE
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.placement import Tier
@@ -67,6 +69,18 @@ def test_results_say_what_was_predicted(checkpoint, tmp_path, monkeypatch):
     assert all(cost.predicted_prefill_s > 0 and cost.predicted_decode_s > 0 for cost in costs)
     assert len({cost.predicted_decode_s for cost in costs}) == 1
     assert all(cost.planned_memory_bytes > cost.peak_memory_bytes / 10 for cost in costs)
+
+
+def test_without_any_profile_the_nearest_policy_is_taken(checkpoint, tight, tmp_path, monkeypatch):
+    def missing(*, unified):
+        raise HardwareError("no profiles were installed")
+
+    monkeypatch.setattr(arrangement, "typical_hardware", missing)
+    arguments = {"dtype": "float32", "device": "cpu", "offload_dir": tmp_path}
+    with Engine.from_pretrained(checkpoint, budget=tight, **arguments) as engine:
+        assert engine.prediction is None
+        assert engine.policy != Policy()
+        assert len(engine.generate(requests())) == 6
 
 
 def test_nothing_is_generated_for_nothing(checkpoint):
