@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import cvxpy as cp
 import numpy as np
@@ -25,6 +26,24 @@ NO_LIMIT_GB = 1e6
 
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+class Times(NamedTuple):
+    """What phases take. Shape letters as in `Instance`."""
+
+    slopes: Array
+    constants: Array
+    overlap_losses: Array
+
+    @classmethod
+    def of(cls, phases: Sequence[Phase]) -> Times:
+        """Put together the numbers of all scenarios' phases."""
+        rows = [total(terms) for phase in phases for terms in phase.terms.values()]
+        return cls(
+            slopes=np.array([_vector(row) for row in rows]),
+            constants=np.array([row.constant for row in rows]),
+            overlap_losses=np.array([phase.overlap_loss for phase in phases]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +84,7 @@ class Instance:
     @classmethod
     def of(
         cls,
-        phases: Sequence[Phase],
+        times: Times,
         needed: Mapping[str, Linear],
         limits: Mapping[str, float],
         forbidden: Collection[Variable],
@@ -73,16 +92,13 @@ class Instance:
         """Put together the numbers.
 
         Args:
-            phases: of all scenarios.
+            times: of all scenarios' phases.
             needed: bytes of each memory.
             limits: bytes there are.
             forbidden: where something may not be.
         """
-        rows = [total(terms) for phase in phases for terms in phase.terms.values()]
         return cls(
-            slopes=np.array([_vector(row) for row in rows]),
-            constants=np.array([row.constant for row in rows]),
-            overlap_losses=np.array([phase.overlap_loss for phase in phases]),
+            **times._asdict(),
             gigabytes=np.array([_vector(linear) for linear in needed.values()]) / GB,
             free_gigabytes=np.array(
                 [

@@ -22,6 +22,7 @@ from flexgen_helm.planner.placement_problem import (
     Multipliers,
     PlacementProblem,
     Solution,
+    Times,
 )
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.budget import MemoryBudget
@@ -152,13 +153,14 @@ def _candidates(
             for lengths in workload
             for phase in phases(setup, hardware, lengths, shape, execution)
         ]
+        times = Times.of(parts)
         for on_disk in (False, True):
             placed = replace(shape, weights_on_disk=on_disk)
             needed = needed_bytes(setup, placed)
             # Even if everything that can be elsewhere is.
             if any(linear.constant > limits[name] for name, linear in needed.items()):
                 continue
-            instance = Instance.of(parts, needed, limits, _forbidden(setup, placed))
+            instance = Instance.of(times, needed, limits, _forbidden(setup, placed))
             candidates.append(
                 _Candidate(shape=placed, phases=parts, needed=needed, instance=instance)
             )

@@ -11,7 +11,7 @@ from flexgen_helm.planner import search as search_module
 from flexgen_helm.planner.costs import Shape, phases
 from flexgen_helm.planner.linear import VARIABLES, Linear, placement_of
 from flexgen_helm.planner.memory import limits_of, needed_bytes, plan_memory
-from flexgen_helm.planner.placement_problem import Instance, Multipliers, PlacementProblem
+from flexgen_helm.planner.placement_problem import Instance, Multipliers, PlacementProblem, Times
 from flexgen_helm.planner.plan import plan, predict
 from flexgen_helm.planner.search import search
 from flexgen_helm.specs.budget import MemoryBudget
@@ -39,7 +39,7 @@ def instance_of(hardware, shape=SHAPE, label="none", budget=ANY, forbidden=()):
     setup = setup_of(hardware, label)
     parts = list(phases(setup, hardware, lengths(), shape))
     limits = limits_of(setup, hardware, budget)
-    return parts, Instance.of(parts, needed_bytes(setup, shape), limits, forbidden)
+    return parts, Instance.of(Times.of(parts), needed_bytes(setup, shape), limits, forbidden)
 
 
 def solve(instance):
