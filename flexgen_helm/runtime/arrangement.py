@@ -114,7 +114,8 @@ class Arranger:
             taken = arrangement.memory.bytes_on(self._memory, cached_tokens=cached)
             planned = self._before_bytes + round(taken)
         hardware = self._given or _measured()
-        if hardware is None or hardware.dtype != self._dtype:
+        computes_so = self._setup.unified, self._dtype
+        if hardware is None or (hardware.unified, hardware.dtype) != computes_so:
             return lambda _: Expected(planned_memory_bytes=planned)
         found = predict(
             self._setup.spec,
@@ -155,7 +156,10 @@ class Arranger:
 
 
 def _known_hardware(unified: bool) -> Hardware:
-    return _measured() or typical_hardware(unified=unified)
+    measured = _measured()
+    if measured is None or measured.unified != unified:  # of the other of processor and GPU
+        return typical_hardware(unified=unified)
+    return measured
 
 
 def _measured() -> Hardware | None:
