@@ -25,8 +25,7 @@ def fits_as_it_is(setup: Setup, budget: MemoryBudget, workload: Workload) -> boo
     except BudgetError:
         return False
     wanted = max(
-        lengths.num_requests * (lengths.own_len + lengths.new_tokens) if lengths.decodes else 1
-        for lengths in workload
+        lengths.num_requests * lengths.final_len if lengths.decodes else 1 for lengths in workload
     )
     return tokens is None or tokens >= min(AMPLE_TOKENS, wanted)
 

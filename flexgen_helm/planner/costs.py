@@ -314,8 +314,8 @@ class _Costs:
         """Rows of a product in decode; of a cache on disk, those read at once."""
         most: float = self.shape.micro_batch_size
         if self.shape.cache_on_disk:
-            length = self.lengths.own_len + self.lengths.new_tokens
-            most = min(most, SPILLED_AT_ONCE / (self._stored_bytes(length) / self._num_rooms))
+            room_bytes = self._stored_bytes(self.lengths.final_len) / self._num_rooms
+            most = min(most, SPILLED_AT_ONCE / room_bytes)
         return max(1.0, min(most, self.load.sequences))
 
     @property

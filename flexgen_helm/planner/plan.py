@@ -8,7 +8,7 @@ from typing import Any
 
 from flexgen_helm.errors import InfeasibleError
 from flexgen_helm.planner.costs import OURS, BlockLoad, Execution, Phase, Resource, Shape, phases
-from flexgen_helm.planner.linear import Fractions, fractions_of, total
+from flexgen_helm.planner.linear import PLACED, Fractions, fractions_of, total
 from flexgen_helm.planner.memory import limits_of, needed_bytes
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.budget import MemoryBudget
@@ -73,8 +73,7 @@ class Plan:
     @property
     def offloads(self) -> bool:
         """Whether anything is not on the device."""
-        placements = (self.policy.weights, self.policy.cache, self.policy.activations)
-        return any(placement != ON_DEVICE for placement in placements)
+        return any(getattr(self.policy, name) != ON_DEVICE for name in PLACED)
 
     @property
     def summary(self) -> str:
@@ -115,7 +114,7 @@ def _policy_lines(policy: Policy) -> Iterator[str]:
         f"micro-batches: {policy.num_micro_batches} of {policy.micro_batch_size} sequences, or of"
         f" {policy.micro_batch_tokens} prompt tokens; attention on the {policy.attention}"
     )
-    for name in ("weights", "cache", "activations"):
+    for name in PLACED:
         placement = getattr(policy, name)
         parts = [
             f"{100 * placement.on(tier):.3g} % {tier.value}" for tier in Tier if placement.on(tier)

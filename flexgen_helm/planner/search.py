@@ -14,7 +14,7 @@ import numpy as np
 
 from flexgen_helm.errors import InfeasibleError
 from flexgen_helm.planner.costs import OURS, Execution, Phase, Resource, Shape, phases
-from flexgen_helm.planner.linear import Fractions, Linear, Variable, placement_of
+from flexgen_helm.planner.linear import PLACED, Fractions, Linear, Variable, placement_of
 from flexgen_helm.planner.memory import limits_of, needed_bytes
 from flexgen_helm.planner.placement_problem import (
     Array,
@@ -213,7 +213,7 @@ def _shapes(setup: Setup, workload: Workload) -> Iterator[Shape]:
 
 def _most_sequences(workload: Workload, cached_tokens: int) -> float:
     """Sequences of a block of the shortest requests, with so many tokens in the KV cache."""
-    shortest = min(lengths.own_len + lengths.new_tokens for lengths in workload if lengths.decodes)
+    shortest = min(lengths.final_len for lengths in workload if lengths.decodes)
     return cached_tokens / shortest
 
 
@@ -224,9 +224,7 @@ def _cached_tokens(workload: Workload) -> Iterator[int]:
         yield CACHED_TOKENS[0]
         return
     one = max(lengths.max_prompt_len + lengths.new_tokens for lengths in decoding)
-    everything = max(
-        lengths.num_requests * (lengths.own_len + lengths.new_tokens) for lengths in decoding
-    )
+    everything = max(lengths.num_requests * lengths.final_len for lengths in decoding)
     yield one
     for tokens in CACHED_TOKENS:
         if tokens > one:
@@ -238,7 +236,7 @@ def _cached_tokens(workload: Workload) -> Iterator[int]:
 def _forbidden(setup: Setup, shape: Shape) -> list[Variable]:
     forbidden: list[Variable] = []
     if setup.unified:
-        forbidden += [(placed, Tier.HOST) for placed in ("weights", "cache", "activations")]
+        forbidden += [(placed, Tier.HOST) for placed in PLACED]
     if not shape.weights_on_disk:
         forbidden.append(("weights", Tier.DISK))
     if not shape.cache_on_disk:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +15,8 @@ from flexgen_helm.planner.automatic import automatic_policy
 from flexgen_helm.planner.memory import MemoryPlan, nearest_policy, plan_memory
 from flexgen_helm.planner.plan import Plan, predict
 from flexgen_helm.planner.setup import Setup
-from flexgen_helm.runtime.lengths import group_of
-from flexgen_helm.runtime.statistics import free_memory_bytes, memory_bytes
+from flexgen_helm.runtime.lengths import group_of, workload_of
+from flexgen_helm.runtime.statistics import memory_bytes, usable_bytes
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.calibration import measured_profile, profile_path
 from flexgen_helm.specs.hardware import Hardware
@@ -29,9 +28,6 @@ from flexgen_helm.specs.workload import Workload
 
 ALL_TOKENS = 1 << 40
 """More than any KV cache holds."""
-
-USABLE = 0.9
-"""Of the memory that is free, what a plan may use where no budget says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +101,9 @@ class Arranger:
         return replace(self.with_policy(policy), plan=plan)
 
     def expect(
-        self, arrangement: Arrangement, workload: Workload
+        self, arrangement: Arrangement, requests: Sequence[GenerationRequest]
     ) -> Callable[[GenerationRequest], Expected]:
-        """Return what says of each request of a workload what it should cost."""
+        """Return what says of each of some requests what it should cost."""
         cached = arrangement.memory.cache_tokens
         planned = None
         if cached is not None:
@@ -121,7 +117,7 @@ class Arranger:
             self._setup.spec,
             self._setup.compression,
             hardware,
-            workload,
+            workload_of(requests),
             arrangement.policy,
             cached_tokens=ALL_TOKENS if cached is None else cached,
         )
@@ -142,16 +138,11 @@ class Arranger:
     def _hardware(self) -> Hardware:
         """Rates as measured, and the memory there is now."""
         hardware = self._given or _known_hardware(self._setup.unified)
-        there = self._offload_dir
-        while not there.exists():
-            there = there.parent
         return replace(
             hardware,
             unified=self._setup.unified,
             dtype=self._dtype,  # of another, rates may be wrong, but bytes are not
-            device_bytes=int(USABLE * free_memory_bytes(self._device)),
-            host_bytes=int(USABLE * free_memory_bytes(torch.device("cpu"))),
-            disk_bytes=int(USABLE * shutil.disk_usage(there).free),
+            **usable_bytes(self._device, self._offload_dir),
         )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -42,7 +41,7 @@ from flexgen_helm.planner.plan import predict
 from flexgen_helm.quant.quantize import QuantizedTensor, dequantize, quantize
 from flexgen_helm.runtime.engine import Engine
 from flexgen_helm.runtime.lengths import workload_of
-from flexgen_helm.runtime.statistics import free_memory_bytes
+from flexgen_helm.runtime.statistics import usable_bytes
 from flexgen_helm.specs.catalog import EMBEDDED_CHECKPOINT
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.hardware import Curve, Hardware, Surface, middle
@@ -85,9 +84,6 @@ NO_TIME = 1e18
 
 LEAST_LEFT = 0.01
 """Part of the time that norms and copies take at least."""
-
-USABLE = 0.9
-"""Of the memory that is free, what a plan may use."""
 
 
 def calibrate(
@@ -169,9 +165,7 @@ def _hardware(bench: _Bench, directory: Path, dtype: str, values: Mapping[str, o
         },
         unified=bench.unified,
         dtype=dtype,
-        device_bytes=int(USABLE * free_memory_bytes(bench.device)),
-        host_bytes=int(USABLE * free_memory_bytes(torch.device("cpu"))),
-        disk_bytes=int(USABLE * shutil.disk_usage(directory).free),
+        **usable_bytes(bench.device, directory),
         **values,  # type: ignore[arg-type]  # each has the type of its field
     )
 

@@ -37,7 +37,6 @@ from flexgen_helm.specs.hardware import Hardware
 from flexgen_helm.specs.placement import Tier
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
-from flexgen_helm.specs.workload import Workload
 
 
 class Engine:
@@ -280,18 +279,17 @@ class Engine:
         self, requests: Sequence[GenerationRequest]
     ) -> Callable[[GenerationRequest], Expected]:
         """Plan for requests if need be; return what says of each what it should cost."""
-        workload = workload_of(requests)
-        self._plan_for(workload)
+        self._plan_for(requests)
         for request in requests:
             self._check_cache(request)
-        return self._arranger.expect(self._arrangement, workload)
+        return self._arranger.expect(self._arrangement, requests)
 
-    def _plan_for(self, workload: Workload) -> None:
+    def _plan_for(self, requests: Sequence[GenerationRequest]) -> None:
         """Plan once more, now that the first requests are known, and say what was planned."""
         if self.prediction is None or self._planned:
             return  # a given policy, or nothing to gain
         self._planned = True
-        arrangement = self._arranger.plan(workload)
+        arrangement = self._arranger.plan(workload_of(requests))
         if arrangement.policy != self.policy:
             self._open_model().close()
             self._model = None

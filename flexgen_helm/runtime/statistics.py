@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+
+USABLE = 0.9
+"""Of the memory that is free, what a plan may use where no budget says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,18 @@ def free_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min(_available_bytes(), _cgroup_free_bytes())
+
+
+def usable_bytes(device: torch.device, directory: Path) -> dict[str, Any]:
+    """Return what a plan may use of device, host and disk, by the fields of `Hardware`."""
+    while not directory.exists():
+        directory = directory.parent
+    free = {
+        "device_bytes": free_memory_bytes(device),
+        "host_bytes": free_memory_bytes(torch.device("cpu")),
+        "disk_bytes": shutil.disk_usage(directory).free,
+    }
+    return {name: int(USABLE * size) for name, size in free.items()}
 
 
 def _available_bytes() -> int:

@@ -66,6 +66,11 @@ class RequestLengths:
         return self.prompt_len - self.own_len
 
     @property
+    def final_len(self) -> float:
+        """Mean tokens of its own that a request has when it ends."""
+        return self.own_len + self.new_tokens
+
+    @property
     def decodes(self) -> bool:
         """Whether anything goes on after its first token."""
         return self.new_tokens > 1
