@@ -29,6 +29,7 @@ _HOME_OF = {
     "MemoryBudget": "specs.budget",
     "Policy": "specs.policy",
     "SamplingParams": "specs.request",
+    "compare": "tables.compare",
     "compare_settings": "tables.compare",
     "efficiency": "tables.collect",
     "scenario_metrics": "tables.collect",
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
         SamplingParams,
     )
     from flexgen_helm.tables.collect import efficiency, scenario_metrics
-    from flexgen_helm.tables.compare import compare_settings
+    from flexgen_helm.tables.compare import compare, compare_settings
     from flexgen_helm.tables.write import write_tables
 
 

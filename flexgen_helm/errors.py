@@ -20,6 +20,7 @@
     ├── EngineClosedError            a request reached an engine that is shut down
     ├── CommandError                 a command started by this one failed
     ├── BenchmarkError               a benchmark lacks data, or has a setting that does not exist
+    ├── StagingError                 scenario data that are missing, or not what HELM reads
     └── TablesError                  run directories that hold nothing to tabulate
 
 A message names the offending value, the limit it broke and the remedy. None of these goes away
@@ -109,6 +110,10 @@ class CommandError(FlexGenError):
 
 class BenchmarkError(FlexGenError):
     """A benchmark cannot be run as asked."""
+
+
+class StagingError(FlexGenError):
+    """A scenario's data cannot be put where HELM looks for them."""
 
 
 class TablesError(FlexGenError):

@@ -19,6 +19,7 @@ PUBLIC = [
     "Policy",
     "SamplingParams",
     "__version__",
+    "compare",
     "compare_settings",
     "efficiency",
     "scenario_metrics",

@@ -22,6 +22,7 @@ from flexgen_helm.adapter.convert import (
 from flexgen_helm.adapter.engines import ENGINES
 from flexgen_helm.adapter.limits import default_budget, default_offload_dir
 from flexgen_helm.adapter.preparation import Answers, Deployed, prepare
+from flexgen_helm.adapter.progress import SuiteProgress
 from flexgen_helm.adapter.prompts import encode_prompt
 from flexgen_helm.adapter.responses import Response
 from flexgen_helm.adapter.tokenizer import FlexGenTokenizer
@@ -105,12 +106,15 @@ class FlexGenClient(CachingClient):
             _ = self._tokenizer.text_tokenizer, self.service.identity
             self.service.load_ahead()
 
-    def prepare(self, requests: Sequence[Request], *, name: str) -> bool:
+    def prepare(
+        self, requests: Sequence[Request], *, name: str, progress: SuiteProgress | None = None
+    ) -> bool:
         """Compute what the cache lacks of these requests, together, for `make_request` to find.
 
         Args:
             requests: any number; equal ones are computed once.
-            name: what the progress bar is headed with.
+            name: of the deployment.
+            progress: what shows how far they are; a bar of their own if left out.
 
         Returns:
             whether there is an answer to every one of them.
@@ -122,7 +126,11 @@ class FlexGenClient(CachingClient):
             cache=self._responses,
             borrow_engine=self.service.engine,
         )
-        self._answers = prepare(deployed, requests)
+        own = SuiteProgress({name: len(requests)})
+        try:
+            self._answers = prepare(deployed, requests, progress or own)
+        finally:
+            own.close()
         return self._answers.complete
 
     def key(self, request: Request) -> CacheKey:

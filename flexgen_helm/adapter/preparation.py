@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 from helm.common.cache import write_to_key_value_store
 from helm.common.hierarchical_logger import hlog
 from helm.common.key_value_store import KeyValueStore
 from helm.common.request import Request
-from tqdm import tqdm
 
 from flexgen_helm.adapter.backend import GenerationEngine
 from flexgen_helm.adapter.cache import CacheKey, ResponseCache, key_text
 from flexgen_helm.adapter.compute import Job, Outcome, compute
+from flexgen_helm.adapter.progress import SuiteProgress
 from flexgen_helm.adapter.responses import Response
 
 
@@ -70,7 +68,7 @@ class Deployed:
     """What preparing the requests of a deployment takes."""
 
     name: str
-    """Heads the progress bar."""
+    """Of the deployment."""
 
     key_of: Callable[[Request], CacheKey]
     """Raises for a request that cannot be served."""
@@ -85,7 +83,7 @@ class Deployed:
     """Loads the engine if need be."""
 
 
-def prepare(deployed: Deployed, requests: Sequence[Request]) -> Answers:
+def prepare(deployed: Deployed, requests: Sequence[Request], progress: SuiteProgress) -> Answers:
     """Look requests up in the cache and compute the missing ones together.
 
     Each answer is written to the cache as soon as it is known, so that nothing is lost when the
@@ -96,8 +94,9 @@ def prepare(deployed: Deployed, requests: Sequence[Request]) -> Answers:
         missing = _look_up(deployed, requests, store, answers)
         hlog(f"{deployed.name}: {len(requests)} requests, {len(missing)} of them to compute")
         jobs = _make_jobs(deployed, missing, answers)
+        progress.begin(deployed.name, len(jobs))
         if jobs:
-            _compute(deployed, jobs, store, answers)
+            _compute(deployed, jobs, store, answers, progress)
     return answers
 
 
@@ -139,23 +138,13 @@ def _compute(
     jobs: Sequence[tuple[CacheKey, Job]],
     store: KeyValueStore,
     answers: Answers,
+    progress: SuiteProgress,
 ) -> None:
-    with _progress_bar(deployed.name, len(jobs)) as bar:
+    def keep(index: int, outcome: Outcome) -> None:
+        key = jobs[index][0]
+        if isinstance(outcome, dict):
+            write_to_key_value_store(store, key, outcome)
+        answers.add(key, outcome, fresh=True)
+        progress.update()
 
-        def keep(index: int, outcome: Outcome) -> None:
-            key = jobs[index][0]
-            if isinstance(outcome, dict):
-                write_to_key_value_store(store, key, outcome)
-            answers.add(key, outcome, fresh=True)
-            bar.update()
-
-        compute(deployed.borrow_engine, [job for _, job in jobs], keep)
-
-
-def _progress_bar(name: str, total: int) -> tqdm[Any]:
-    """Make a bar with an estimate of the time left; in a log file it adds a line now and then."""
-    seconds = 0.5 if sys.stderr.isatty() else 30
-    bar: tqdm[Any] = tqdm(
-        total=total, desc=name, unit="request", mininterval=seconds, file=sys.stderr
-    )
-    return bar
+    compute(deployed.borrow_engine, [job for _, job in jobs], keep)

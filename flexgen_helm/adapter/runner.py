@@ -31,6 +31,7 @@ from helm.common.local_context import LocalContext
 from helm.common.object_spec import get_class_by_name
 from helm.common.request import Request
 
+from flexgen_helm.adapter.adapted_once import TaskMemory
 from flexgen_helm.adapter.client import FlexGenClient
 from flexgen_helm.adapter.early_imports import import_metrics
 from flexgen_helm.adapter.engine_process import ENGINE_PROCESS
@@ -38,6 +39,7 @@ from flexgen_helm.adapter.engines import ENGINES
 from flexgen_helm.adapter.executors import HookedExecutor
 from flexgen_helm.adapter.garbage import rare_collections
 from flexgen_helm.adapter.parking import ParkableWork
+from flexgen_helm.adapter.progress import SuiteProgress
 from flexgen_helm.adapter.random_state import RandomState
 from flexgen_helm.adapter.run_files import write_run_record
 
@@ -124,9 +126,13 @@ class FlexGenRunner(Runner):
         """Begin runs of our deployments, and return their requests."""
         suite: Suite = {}
         start, stock = RandomState.current(), self.executor.before
+        begun = list(_first_of_each_name(run_specs))
+        tasks = TaskMemory(begun)
         try:
-            for run_spec in _first_of_each_name(run_specs):
-                if not self._begin(run_spec, suite) and self.exit_on_error:
+            for run_spec in begun:
+                with tasks.run(run_spec):
+                    complete = self._begin(run_spec, suite)
+                if not complete and self.exit_on_error:
                     break
         finally:
             self.executor.before = stock
@@ -163,11 +169,15 @@ class FlexGenRunner(Runner):
 
     def _prepare(self, suite: Suite) -> None:
         """Compute the requests of one deployment after the other."""
+        progress = SuiteProgress({name: len(requests) for name, requests in suite.items()})
         for deployment, requests in suite.items():
             with htrack_block(f"Computing the requests of {deployment}"):
-                complete = self._client(deployment).prepare(requests, name=deployment)
+                complete = self._client(deployment).prepare(
+                    requests, name=deployment, progress=progress
+                )
             if self.exit_on_error and not complete:
                 break
+        progress.close()
         ENGINES.close_engine()
         ENGINE_PROCESS.stop()  # metrics may bring models of their own, and want all of the memory
 

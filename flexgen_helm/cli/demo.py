@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flexgen_helm.cli.run import helm_command
-from flexgen_helm.errors import CommandError
+from flexgen_helm.cli.helm_process import helm_run
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.deployment import DeploymentSpec
 
@@ -53,9 +48,9 @@ def run_demo(args: argparse.Namespace) -> int:
     from flexgen_helm.cli.tables import print_comparison
     from flexgen_helm.tables.write import write_tables
 
-    _helm_run(
-        run_entries(args.scenarios, args.settings),
+    helm_run(
         [
+            *("--run-entries", *run_entries(args.scenarios, args.settings)),
             *("--suite", SUITE),
             *("--max-eval-instances", str(args.max_eval_instances)),
             *("--num-train-trials", str(args.num_train_trials)),
@@ -87,22 +82,3 @@ def run_entries(scenarios: Sequence[str], settings: Sequence[str]) -> list[str]:
         for model in models
         for scenario in scenarios
     ]
-
-
-def _helm_run(entries: Sequence[str], arguments: Sequence[str], *, log: Path) -> None:
-    """Run HELM in a process of its own: its log goes to a file, its progress bars stay visible."""
-    command = helm_command(["--run-entries", *entries, *arguments])
-    print(f"$ {shlex.join(command)} > {shlex.quote(str(log))}", flush=True)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as stdout:
-        status = subprocess.run(
-            [sys.executable, "-m", "helm.benchmark.run", *command[1:]],
-            stdout=stdout,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            check=False,
-        ).returncode
-    if status != 0:
-        raise CommandError(
-            f"helm-run ended with status {status}: the reason is at the end of {log}; run the same"
-            " command again once it is gone, finished requests are not computed twice"
-        )

@@ -13,7 +13,10 @@ from flexgen_helm.cli.convert import add_convert_parser
 from flexgen_helm.cli.demo import add_demo_parser
 from flexgen_helm.cli.plan import add_plan_parser
 from flexgen_helm.cli.register import add_register_parser
+from flexgen_helm.cli.reproduce import add_reproduce_parser
 from flexgen_helm.cli.run import add_run_parser
+from flexgen_helm.cli.stage import add_stage_parser
+from flexgen_helm.cli.sweep import add_sweep_parser
 from flexgen_helm.cli.tables import add_compare_parser, add_tables_parser
 from flexgen_helm.errors import FlexGenError
 
@@ -39,6 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     add_demo_parser(subparsers)
     add_run_parser(subparsers)
+    add_sweep_parser(subparsers)
+    add_reproduce_parser(subparsers)
+    add_stage_parser(subparsers)
     add_tables_parser(subparsers)
     add_compare_parser(subparsers)
     add_register_parser(subparsers)

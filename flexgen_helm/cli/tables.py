@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flexgen_helm.tables.columns import Column
+    from flexgen_helm.tables.compare import Comparison
 
 RUNS_HELP = "helm-run's output directory, its runs folder, a suite or one run"
 
@@ -37,11 +38,14 @@ COMPARISON_NAMES = (
     "task",
     "model",
     "compression",
-    "dtype",
     "metric",
     "n",
     "score",
     "difference",
+    "difference_low",
+    "difference_high",
+    "p_adjusted",
+    "changed_answers",
     "throughput",
     "throughput_ratio",
     "weight_bytes",
@@ -66,20 +70,34 @@ def add_tables_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def add_compare_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Register ``compare RUNS_DIR [--metric NAME] [--markdown] [--csv FILE]``."""
+    """Register ``compare RUNS_DIR [--metric NAME] [--reference LABEL] [--out DIR] ...``."""
     parser = subparsers.add_parser(
         "compare",
-        help="compare scores across compression settings",
-        description="Print each run's score beside that of the uncompressed run of the same model"
-        " and task: difference is score minus reference, throughput_ratio is throughput over it.",
+        help="compare scores and answers across compression settings",
+        description="Print each run's score beside that of the reference setting of the same model"
+        " and task: difference is score minus reference, with a 95 % interval and a p-value"
+        " adjusted for the number of rows; throughput_ratio is throughput over that of the"
+        " reference.",
     )
     parser.add_argument("runs", metavar="RUNS_DIR", type=Path, help=RUNS_HELP)
     parser.add_argument(
         "--metric", metavar="NAME", help="HELM metric (default: the main one of each scenario)"
     )
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument(
+        "--reference",
+        metavar="LABEL",
+        default="none",
+        help="compression setting to compare with (default: none)",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     parser.add_argument(
         "--csv", metavar="FILE", type=Path, help="also write the full comparison as CSV"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="also write all tables as Parquet and CSV, plots as PNG and SVG, and an HTML report",
     )
     parser.set_defaults(run=run_compare)
 
@@ -103,28 +121,51 @@ def run_tables(args: argparse.Namespace) -> int:
 
 
 def run_compare(args: argparse.Namespace) -> int:
-    """Print the comparison, and write it if asked to."""
+    """Print the comparison, and write what is asked for."""
     from flexgen_helm.tables.write import write_csv
 
-    comparison = print_comparison(args.runs, metric=args.metric, markdown=args.markdown)
+    comparison = print_comparison(
+        args.runs, metric=args.metric, reference=args.reference, markdown=args.markdown
+    )
     if args.csv is not None:
-        write_csv(comparison, args.csv)
+        write_csv(comparison.settings, args.csv)
+    if args.out is not None:
+        models = ", ".join(sorted(comparison.settings["model"].unique()))
+        print()
+        for path in write_all(comparison, args.runs, args.out, f"Compression settings of {models}"):
+            print(f"wrote {path}")
     return 0
 
 
 def print_comparison(
-    runs: Path, *, metric: str | None = None, markdown: bool = False
-) -> pd.DataFrame:
+    runs: Path, *, metric: str | None = None, reference: str = "none", markdown: bool = False
+) -> Comparison:
     """Print the comparison of the runs in a directory, and return all of it."""
-    from flexgen_helm.tables.columns import COMPARISON
-    from flexgen_helm.tables.compare import compare_settings
+    from flexgen_helm.tables.columns import COMPARISON, OVERALL
+    from flexgen_helm.tables.compare import compare
     from flexgen_helm.tables.render import markdown_table, text_table
 
     with _plain_warnings():
-        comparison = compare_settings(runs, metric=metric)
+        comparison = compare(runs, metric=metric, reference=reference)
     render = markdown_table if markdown else text_table
-    print(render(comparison, _shown(COMPARISON, COMPARISON_NAMES, comparison)))
+    settings, overall = comparison
+    print(render(settings, _shown(COMPARISON, COMPARISON_NAMES, settings)))
+    if overall["tasks"].gt(1).any():
+        names = [column.name for column in OVERALL]
+        print()
+        print(render(overall, _shown(OVERALL, names, overall)))
     return comparison
+
+
+def write_all(comparison: Comparison, runs: Path, out: Path, title: str) -> list[Path]:
+    """Write the tables, plots and the report of a comparison; return the files."""
+    from flexgen_helm.tables.collect import efficiency
+    from flexgen_helm.tables.report import write_report
+    from flexgen_helm.tables.write import write_comparison
+
+    with _plain_warnings():
+        written = write_comparison(comparison, runs, out)
+        return [*written, *write_report(comparison, efficiency(runs), out, title=title)]
 
 
 def _shown(columns: Sequence[Column], names: Sequence[str], table: pd.DataFrame) -> list[Column]:

@@ -14,6 +14,7 @@ from flexgen_helm.model.linear import laid_out
 from flexgen_helm.model.loading import load_weights
 from flexgen_helm.offload.store import StoreIdentity, WeightStore
 from flexgen_helm.offload.streamed import StreamedWeights
+from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.offload.weights import WeightSource, layer_part
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
@@ -33,6 +34,7 @@ def open_weights(
     device: torch.device,
     offload_dir: Path,
     on_part: Callable[[], object] = lambda: None,
+    waiting: Waiting | None = None,
 ) -> WeightSource:
     """Load a checkpoint, or open its store where a policy has weights elsewhere than on the device.
 
@@ -45,6 +47,7 @@ def open_weights(
         device: what computes.
         offload_dir: where stores are.
         on_part: called after each part that is loaded or converted, for progress.
+        waiting: told of waits for the disk and for copies to the device.
 
     Raises:
         CheckpointError: a tensor is missing, damaged or of another shape than the spec says.
@@ -71,6 +74,7 @@ def open_weights(
         device=device,
         lay_out=laid_out,
         overlap=policy.overlap,
+        waiting=waiting,
     )
 
 

@@ -28,6 +28,7 @@ from flexgen_helm.offload.disk import (
     aligned_buffer,
     aligned_up,
 )
+from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.specs.chunks import IDLE_BYTES, WRITES_IN_FLIGHT
 
 TENSOR_ALIGNMENT = 64
@@ -105,10 +106,16 @@ class Spill:
         directory: where the file is.
         overlap: whether reads ahead and writes go on while the caller computes.
         limit_bytes: what may be on disk at a time; `None` for whatever the disk holds.
+        waiting: told of waits for the disk.
     """
 
     def __init__(
-        self, directory: Path, *, overlap: bool = True, limit_bytes: int | None = None
+        self,
+        directory: Path,
+        *,
+        overlap: bool = True,
+        limit_bytes: int | None = None,
+        waiting: Waiting | None = None,
     ) -> None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -127,6 +134,7 @@ class Spill:
         self._gaps: list[tuple[int, int]] = []
         self._end = 0
         self.overlap = overlap
+        self.waiting = waiting or Waiting()
         self.buffers = Buffers()
         self.num_bytes = 0
         """Bytes of all regions in use."""
@@ -158,7 +166,8 @@ class Spill:
 
     def begin_write(self, buffer: Tensor, num_bytes: int, offset: int) -> Future[None]:
         """Begin to write the beginning of a buffer, which is taken back afterwards."""
-        self._writes.acquire()  # whoever computes faster than the disk writes has to wait
+        with self.waiting.for_disk():  # whoever computes faster than the disk writes
+            self._writes.acquire()
         return self._writers.submit(self._write, buffer, num_bytes, offset)
 
     def explain(self, error: OSError) -> StoreError:
@@ -295,8 +304,9 @@ class SpillRegion:
 
     def _wait(self, futures: list[Future[None]]) -> None:
         try:
-            while futures:
-                futures.pop().result()
+            with self._spill.waiting.for_disk():
+                while futures:
+                    futures.pop().result()
         except OSError as error:
             raise self._spill.explain(error) from error
 

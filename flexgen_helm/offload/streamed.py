@@ -11,6 +11,7 @@ from flexgen_helm.offload.disk import DiskReader, aligned_buffer
 from flexgen_helm.offload.part_file import PartFile, Region
 from flexgen_helm.offload.reading import DiskPart, Reading
 from flexgen_helm.offload.store import WeightStore, tensor_of
+from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.offload.weights import Decompressor, Part, StoredTensor
 from flexgen_helm.specs.placement import Tier
 
@@ -34,6 +35,7 @@ class StreamedWeights:
         device: what computes.
         lay_out: applied to matrices that stay in memory and are not quantized.
         overlap: whether the next part is read while one is used.
+        waiting: told of waits for the disk and for copies to the device.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class StreamedWeights:
         device: torch.device,
         lay_out: LayOut,
         overlap: bool = True,
+        waiting: Waiting | None = None,
     ) -> None:
         self._store = store
+        self._waiting = waiting or Waiting()
         self._decompressor = Decompressor(dtype)
         self._device = device
         self._lay_out = lay_out
@@ -113,9 +117,10 @@ class StreamedWeights:
         """Bring a tensor to the device."""
         if self._device.type == "cpu":
             return tensor
-        if isinstance(tensor, Tensor):
-            return tensor.to(self._device)
-        return tensor.map(lambda x: x.to(self._device))
+        with self._waiting.for_link():
+            if isinstance(tensor, Tensor):
+                return tensor.to(self._device)
+            return tensor.map(lambda x: x.to(self._device))
 
     def _as_read(self, name: str, tensor: StoredTensor) -> StoredTensor:
         """Lay out a matrix, unless it is quantized."""
@@ -135,7 +140,8 @@ class StreamedWeights:
             # a part has done with the one before, whose buffer this takes.
             following = self._order[(self._order.index(part) + 1) % len(self._order)]
             self._ahead = self._begin(following)
-        return reading.finish()
+        with self._waiting.for_disk():
+            return reading.finish()
 
     def _begin(self, part: str) -> Reading:
         self._buffers.reverse()

@@ -126,10 +126,16 @@ class BlockExecutor:
             for decodes in (True, False)
         )
         while decoding.pending or prefill_only.pending or self._pools:
-            start_s = time.perf_counter()
+            start_s, waited = time.perf_counter(), self._model.waiting.so_far
             blocks = self._admit(decoding, prefill_only, requests)
             decode = self._run_pass(blocks)
-            self._account(blocks, decode, time.perf_counter() - start_s)
+            now = self._model.waiting.so_far
+            cost = Cost(
+                seconds=time.perf_counter() - start_s,
+                disk_wait_s=now.disk_s - waited.disk_s,
+                link_wait_s=now.link_s - waited.link_s,
+            )
+            self._account(blocks, decode, cost)
             self._retire([block for _, block in blocks], on_result)
             del blocks, decode  # or what has ended would be in memory beside what comes next
             if self._watch is not None and (excess := self._watch.new_excess()):
@@ -289,7 +295,7 @@ class BlockExecutor:
         self,
         blocks: Sequence_[tuple[_Queue, Block]],
         decode: Sequence_[DecodeMicroBatch],
-        seconds: float,
+        cost: Cost,
     ) -> None:
         """Divide what a pass cost among those it served, by the tokens computed for each."""
         prefill = [micro_batch for _, block in blocks for micro_batch in block.micro_batches]
@@ -297,7 +303,7 @@ class BlockExecutor:
         num_decoding = sum(len(micro_batch.sequences) for micro_batch in decode)
         num_tokens = num_decoding + sum(block.num_computed_tokens for _, block in blocks)
         num_rows = sum(len(micro_batch.token_ids) for micro_batch in micro_batches)
-        share = Cost(seconds=seconds, padding_rows=num_rows - num_tokens) / max(1, num_tokens)
+        share = replace(cost, padding_rows=num_rows - num_tokens) / max(1, num_tokens)
         batch = num_decoding + sum(block.num_sequences for _, block in blocks)
         for micro_batch in decode:
             for sequence in micro_batch.sequences:

@@ -33,7 +33,7 @@ class Job:
         ]
         self.prompt_logprobs: tuple[float | None, ...] | None = None
         self.computed_prompt_tokens = 0.0
-        self._prefill = Cost(seconds=0, padding_rows=0)
+        self._prefill = Cost()
         self._effective_batch = 0
         self._cache_bytes_per_token = model.cache_format.bytes_per_token
         self._cached_tokens = 0.0
@@ -63,6 +63,8 @@ class Job:
     def result(self, *, peak_memory_bytes: int, peak_disk_bytes: int = 0) -> GenerationResult:
         """Return the result of a finished job."""
         cached_tokens = round(self._cached_tokens)
+        decode = sum((s.decode for s in self.sequences), Cost())
+        cost = self._prefill + decode
         return GenerationResult(
             completions=tuple(sequence.completion() for sequence in self.sequences),
             prompt_logprobs=self.prompt_logprobs,
@@ -70,12 +72,13 @@ class Job:
                 num_prompt_tokens=self.prompt_len,
                 num_generated_tokens=sum(len(s.generated) for s in self.sequences),
                 computed_prompt_tokens=self.computed_prompt_tokens,
-                padding_rows=self._prefill.padding_rows
-                + sum(s.padding_rows for s in self.sequences),
+                padding_rows=cost.padding_rows,
                 decode_rows=sum(s.decode_rows for s in self.sequences),
                 decode_products=sum(s.decode_products for s in self.sequences),
                 prefill_s=self._prefill.seconds,
-                decode_s=sum(s.decode_s for s in self.sequences),
+                decode_s=decode.seconds,
+                disk_wait_s=cost.disk_wait_s,
+                link_wait_s=cost.link_wait_s,
                 effective_batch=self._effective_batch,
                 cache_bytes=cached_tokens * self._cache_bytes_per_token,
                 cached_tokens=cached_tokens,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from flexgen_helm.model.cache_format import CacheFormat, KeysValuesTiers
 from flexgen_helm.offload.spill import Spill
+from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.offload.weights import WeightSource
 from flexgen_helm.runtime.detokenizer import Tokenizer
 from flexgen_helm.specs.compression import Compression
@@ -34,6 +35,9 @@ class Model:
 
     spill: Spill | None = None
     """Where what a policy has on disk is, beside weights."""
+
+    waiting: Waiting = field(default_factory=Waiting)
+    """For disk and link."""
 
     @property
     def cache_format(self) -> CacheFormat:

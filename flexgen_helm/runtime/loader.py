@@ -12,6 +12,7 @@ from flexgen_helm.model.cache_format import place_cache
 from flexgen_helm.model.dtypes import DTYPES
 from flexgen_helm.model.opening import open_weights
 from flexgen_helm.offload.spill import Spill
+from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.runtime.arrangement import Arrangement
 from flexgen_helm.runtime.detokenizer import Tokenizer
@@ -40,7 +41,7 @@ class Loader:
             CheckpointError: the checkpoint is incomplete or damaged.
             StoreError: the weight store is damaged, or its disk cannot be used.
         """
-        spec, policy = self.setup.spec, arrangement.policy
+        spec, policy, waiting = self.setup.spec, arrangement.policy, Waiting()
         weights = open_weights(
             self.path,
             spec,
@@ -50,6 +51,7 @@ class Loader:
             device=self.device,
             offload_dir=self.offload_dir,
             on_part=on_part,
+            waiting=waiting,
         )
         on_device = policy.cache == ON_DEVICE
         return Model(
@@ -61,10 +63,16 @@ class Loader:
             device=self.device,
             cache_tiers=[] if on_device else place_cache(spec.num_layers, policy.cache),
             attention_on_host=policy.attention == "host",
-            spill=self._spill(arrangement) if policy.spills else None,
+            spill=self._spill(arrangement, waiting) if policy.spills else None,
+            waiting=waiting,
         )
 
-    def _spill(self, arrangement: Arrangement) -> Spill:
+    def _spill(self, arrangement: Arrangement, waiting: Waiting) -> Spill:
         on_disk = self.budget.on(Tier.DISK)
         limit = None if on_disk is None else on_disk - arrangement.memory.weights_on_disk
-        return Spill(self.offload_dir, overlap=arrangement.policy.overlap, limit_bytes=limit)
+        return Spill(
+            self.offload_dir,
+            overlap=arrangement.policy.overlap,
+            limit_bytes=limit,
+            waiting=waiting,
+        )

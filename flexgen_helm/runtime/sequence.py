@@ -28,10 +28,10 @@ class Sequence:
         eos_token_ids: tuple[int, ...],
         max_positions: int,
     ) -> None:
-        self.decode_s = 0.0
+        self.decode = Cost()
+        """What its tokens have cost, after the first."""
         self.decode_rows = 0
         self.decode_products = 0.0
-        self.padding_rows = 0.0
         self.generated: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._request = request
@@ -61,8 +61,7 @@ class Sequence:
 
     def add_decode(self, cost: Cost, *, rows: int) -> None:
         """Note what a token cost, and the rows of the matrix products that computed it."""
-        self.decode_s += cost.seconds
-        self.padding_rows += cost.padding_rows
+        self.decode += cost
         self.decode_rows += 1
         self.decode_products += 1 / rows
 

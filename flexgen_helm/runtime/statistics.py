@@ -20,12 +20,31 @@ USABLE = 0.9
 class Cost:
     """What a pass over the weights cost, or a share of it."""
 
-    seconds: float
-    padding_rows: float
+    seconds: float = 0.0
+    disk_wait_s: float = 0.0
+    """Of these, seconds in which nothing was computed for want of what was on disk."""
+
+    link_wait_s: float = 0.0
+    """Likewise, of what was on its way between device and host."""
+
+    padding_rows: float = 0.0
     """Rows of matrix products with weights that held no token."""
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            seconds=self.seconds + other.seconds,
+            disk_wait_s=self.disk_wait_s + other.disk_wait_s,
+            link_wait_s=self.link_wait_s + other.link_wait_s,
+            padding_rows=self.padding_rows + other.padding_rows,
+        )
+
     def __mul__(self, factor: float) -> Cost:
-        return Cost(seconds=self.seconds * factor, padding_rows=self.padding_rows * factor)
+        return Cost(
+            seconds=self.seconds * factor,
+            disk_wait_s=self.disk_wait_s * factor,
+            link_wait_s=self.link_wait_s * factor,
+            padding_rows=self.padding_rows * factor,
+        )
 
     def __truediv__(self, divisor: float) -> Cost:
         return self * (1 / divisor)

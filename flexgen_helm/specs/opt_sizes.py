@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.specs.model import ModelSpec
 
 SIZES = {
@@ -49,7 +50,25 @@ def known_spec(model: str) -> ModelSpec | None:
 
     `None` for any other name.
     """
+    size = _size_in(model)
+    return None if size is None else ModelSpec.from_config(config_of(size))
+
+
+def size_of(model: str) -> str:
+    """Return the size in a model's name.
+
+    Raises:
+        InvalidSettingError: it has none that is known.
+    """
+    size = _size_in(model)
+    if size is None:
+        raise InvalidSettingError(
+            f"the shape of model {model!r} is not known: name facebook/opt-SIZE with one of the"
+            f" sizes {', '.join(SIZES)}"
+        )
+    return size
+
+
+def _size_in(model: str) -> str | None:
     match = _NAME.fullmatch(model)
-    if match is None or match["size"] not in SIZES:
-        return None
-    return ModelSpec.from_config(config_of(match["size"]))
+    return match["size"] if match is not None and match["size"] in SIZES else None

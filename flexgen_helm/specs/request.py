@@ -158,6 +158,12 @@ class RequestStatistics:
     peak_disk_bytes: int = 0
     """Most bytes that KV cache and activations took on disk until it finished."""
 
+    disk_wait_s: float = 0.0
+    """Of `prefill_s` and `decode_s`, its share of what computing stood still for the disk."""
+
+    link_wait_s: float = 0.0
+    """Likewise for copies between device and host."""
+
     predicted_prefill_s: float | None = None
     """What the planner said `prefill_s` would be; `None` if the machine was not calibrated."""
 

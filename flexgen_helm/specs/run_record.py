@@ -66,6 +66,12 @@ class RunRecord:
     peak_disk_bytes: int = 0
     """Most bytes that KV cache and activations took on disk meanwhile."""
 
+    disk_wait_s: float = 0.0
+    """Of `prefill_s` and `decode_s`, seconds in which computing stood still for the disk."""
+
+    link_wait_s: float = 0.0
+    """Likewise for copies between device and host."""
+
     predicted_prefill_s: float | None = None
     """What `prefill_s` was predicted to be; `None` if that of any request is not known."""
 
@@ -101,6 +107,8 @@ class RunRecord:
             cached_tokens=sum(s.cached_tokens for s in statistics),
             peak_memory_bytes=max(s.peak_memory_bytes for s in statistics),
             peak_disk_bytes=max(s.peak_disk_bytes for s in statistics),
+            disk_wait_s=sum(s.disk_wait_s for s in statistics),
+            link_wait_s=sum(s.link_wait_s for s in statistics),
             predicted_prefill_s=_sum([s.predicted_prefill_s for s in statistics]),
             predicted_decode_s=_sum([s.predicted_decode_s for s in statistics]),
             planned_memory_bytes=max(

@@ -85,6 +85,8 @@ EFFICIENCY = (
     Column("prefill_s", "float64", "s", "flexgen_run.prefill_s"),
     Column("decode_s", "float64", "s", "flexgen_run.decode_s"),
     Column("request_s", "float64", "s", "flexgen_run.request_s | scenario_state.request_s"),
+    Column("disk_wait_s", "float64", "s", "flexgen_run.disk_wait_s"),
+    Column("link_wait_s", "float64", "s", "flexgen_run.link_wait_s"),
     Column("throughput", "float64", "tokens/s", "flexgen_run.throughput"),
     Column("weight_bytes", "Int64", "bytes", "flexgen_run.engine.weight_bytes"),
     Column("linear_weight_bytes", "Int64", "bytes", "flexgen_run.engine.linear_weight_bytes"),
@@ -101,8 +103,10 @@ EFFICIENCY = (
 several requests share is computed once. Rows are those of matrix products: `padding_rows` hold no
 token, and `mean_decode_rows` says how large the batches were in which tokens were generated.
 `request_s` is prefill and decode together or, without a run record, the sum of HELM's request
-times, which overlap when HELM asked from several threads. What was `predicted` and `planned` is
-there where the machine has been calibrated, or a memory budget was given."""
+times, which overlap when HELM asked from several threads; `disk_wait_s` and `link_wait_s` are the
+part of it in which computing stood still for the disk, or for copies between device and host. What
+was `predicted` and `planned` is there where the machine has been calibrated, or a memory budget was
+given."""
 
 COMPARISON = (
     Column("suite", "string", "", "run.suite"),
@@ -117,13 +121,54 @@ COMPARISON = (
     Column("n", "Int64", "", "score.instances"),
     Column("score", "float64", "", "score.value"),
     Column("difference", "float64", "", "against_reference.difference"),
+    Column("difference_low", "float64", "", "against_reference.interval.low"),
+    Column("difference_high", "float64", "", "against_reference.interval.high"),
+    Column("test", "string", "", "against_reference.test.name"),
+    Column("p_value", "float64", "", "against_reference.test.p_value"),
+    Column("p_adjusted", "float64", "", "against_reference.test.p_adjusted"),
+    Column("answers", "Int64", "", "against_reference.answers"),
+    Column("changed_answers", "Int64", "", "against_reference.changed"),
+    Column("logprob_change", "float64", "nats/token", "against_reference.logprob_change"),
     Column("throughput", "float64", "tokens/s", "run.throughput"),
     Column("throughput_ratio", "float64", "", "against_reference.throughput_ratio"),
+    Column("request_s", "float64", "s", "run.request_s"),
     Column("weight_bytes", "Int64", "bytes", "run.weight_bytes"),
     Column("cache_bytes_per_token", "float64", "bytes/token", "run.cache_bytes_per_token"),
+    Column("peak_memory_bytes", "Int64", "bytes", "run.peak_memory_bytes"),
     Column("reference", "string", "", "against_reference.run"),
 )
-"""One row per run: its score beside the uncompressed one. Here ``run`` is a row of `EFFICIENCY`."""
+"""One row per run: its score and its answers beside those of its reference. Here ``run`` is a row
+of `EFFICIENCY`. The interval of a difference has 95 % confidence (percentile bootstrap over
+instances); `p_value` is that of `test`, and `p_adjusted` the same for all rows of the table taken
+together (Holm). `answers` are those to what both were asked, and `changed_answers` those of another
+text; `logprob_change` is over the tokens with which both answers begin, as what follows a token
+that differs was given other text."""
+
+MEASURED = frozenset({"throughput", "throughput_ratio", "request_s", "peak_memory_bytes"})
+"""Columns that another run of the same would fill otherwise."""
+
+OVERALL = (
+    Column("suite", "string", "", "run.suite"),
+    Column("model", "string", "", "run.model"),
+    Column("compression", "string", "", "run.compression"),
+    Column("dtype", "string", "", "run.dtype"),
+    Column("tasks", "Int64", "", "score.tasks"),
+    Column("n", "Int64", "", "score.instances"),
+    Column("score", "float64", "", "score.value"),
+    Column("difference", "float64", "", "against_reference.difference"),
+    Column("difference_low", "float64", "", "against_reference.interval.low"),
+    Column("difference_high", "float64", "", "against_reference.interval.high"),
+    Column("answers", "Int64", "", "against_reference.answers"),
+    Column("changed_answers", "Int64", "", "against_reference.changed"),
+    Column("throughput", "float64", "tokens/s", "cost.throughput"),
+    Column("throughput_ratio", "float64", "", "against_reference.throughput_ratio"),
+    Column("request_s", "float64", "s", "cost.request_s"),
+    Column("weight_bytes", "Int64", "bytes", "run.weight_bytes"),
+    Column("cache_bytes_per_token", "float64", "bytes/token", "run.cache_bytes_per_token"),
+    Column("peak_memory_bytes", "Int64", "bytes", "cost.peak_memory_bytes"),
+)
+"""One row per setting: means over the tasks that all settings of its model have, each of equal
+weight, and what these cost together. The interval is a bootstrap within each task."""
 
 
 def resolve(source: str, sources: Sources) -> Any:

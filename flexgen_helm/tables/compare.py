@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from flexgen_helm.tables.collect import costs_of, metrics_of
-from flexgen_helm.tables.columns import COMPARISON, Sources, frame_of
+from flexgen_helm.tables.columns import COMPARISON, OVERALL, Sources, frame_of
+from flexgen_helm.tables.instances import (
+    Answer,
+    Changes,
+    ScoresByInstance,
+    changes,
+    read_answers,
+    read_scores,
+)
 from flexgen_helm.tables.run_directories import complete_runs
 from flexgen_helm.tables.scores import Score, Totals, require_known, score_of, totals_of
+from flexgen_helm.tables.statistics import Scores, compare_pairs, holm, interval_of, resampled_means
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 UNQUANTIZED_BITS = 16
 """Where missing bits stand in the order of settings: before every quantized one."""
 
+AS_IT_IS = "none"
+"""Compression label of what others are compared with, unless another is named."""
 
-@dataclass(frozen=True, kw_only=True)
+
+class Comparison(NamedTuple):
+    """Settings compared."""
+
+    settings: pd.DataFrame
+    """One row per run, columns `columns.COMPARISON`."""
+
+    overall: pd.DataFrame
+    """One row per setting, columns `columns.OVERALL`."""
+
+
+@dataclass(frozen=True, eq=False)
 class _Run:
     """A run with its score."""
 
+    directory: Path
     cost: Mapping[str, Any]
     """Its row of the efficiency table, without the missing cells."""
 
@@ -44,30 +70,93 @@ class _Run:
         cost = self.cost
         return (
             *(cost[name] for name in ("suite", "scenario", "task", "model")),
-            -cost.get("weight_bits", UNQUANTIZED_BITS),
-            -cost.get("cache_bits", UNQUANTIZED_BITS),
-            cost.get("group_size", 0),
-            -cost.get("attention_percent", 100),
-            cost.get("dtype", ""),
+            *_setting_order(cost),
             cost["run"],
         )
 
+    @property
+    def name(self) -> str:
+        return f"{self.cost['suite']}/{self.cost['run']}"
 
-def compare_settings(path: str | Path, *, metric: str | None = None) -> pd.DataFrame:
-    """Score and cost of every run, and how they differ from the uncompressed run of the same task.
+    @cached_property
+    def scores(self) -> ScoresByInstance:
+        """Its score on each instance."""
+        if self.score is None:
+            return {}
+        return read_scores(self.directory, metric=self.score.metric, split=self.score.split)
 
-    The *reference* of a run is an uncompressed run (compression ``none``) of the same model and
-    task, scored by the same metric on the same split and number of instances: in its own suite if
-    there is one, and of its own dtype, else float32, if there are several. Without a reference the
-    differences are missing. Scores are of instances as they are, not of perturbed ones.
+    @cached_property
+    def answers(self) -> Mapping[Hashable, Answer]:
+        """Kept, as several runs are compared with a reference."""
+        return read_answers(self.directory)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A run beside its reference."""
+
+    run: _Run
+    reference: _Run | None
+
+    @property
+    def differs(self) -> bool:
+        """Whether there is a reference, and it is another run."""
+        return self.reference is not None and self.reference is not self.run
+
+    @property
+    def difference(self) -> float | None:
+        if self.reference is None or self.run.score is None or self.reference.score is None:
+            return None
+        return self.run.score.value - self.reference.score.value
+
+    @cached_property
+    def instances(self) -> tuple[Scores, Scores]:
+        """Mean scores over trials of the instances both were scored on: reference, run."""
+        if self.reference is None:
+            return np.empty(0), np.empty(0)
+        before, after = self.reference.scores, self.run.scores
+        both = sorted(before.keys() & after.keys())
+        return (
+            np.array([np.mean(before[instance]) for instance in both]),
+            np.array([np.mean(after[instance]) for instance in both]),
+        )
+
+    @cached_property
+    def changes(self) -> Changes | None:
+        """How the answers differ; `None` without a reference."""
+        if self.reference is None:
+            return None
+        answers = read_answers(self.run.directory) if self.differs else self.reference.answers
+        return changes(self.reference.answers, answers)
+
+    @cached_property
+    def resampled(self) -> Scores | None:
+        """Mean differences of bootstrap samples; `None` where no scores of instances are known."""
+        before, after = self.instances
+        if not len(before):
+            return None
+        return resampled_means(after - before, seed=zlib.crc32(self.run.cost["task"].encode()))
+
+
+def compare(
+    path: str | Path, *, metric: str | None = None, reference: str = AS_IT_IS
+) -> Comparison:
+    """Compare settings: scores, answers and costs of every run with those of its reference.
+
+    The *reference* of a run is a run with the reference setting (the uncompressed one, unless
+    another is named) of the same model and task, scored by the same metric on the same split and
+    number of instances: in its own suite if there is one, and of its own dtype, else float32, if
+    there are several. Without a reference the differences are missing. Scores are of instances as
+    they are, not of perturbed ones; an instance's score is its mean over trials.
 
     Args:
         path: HELM's output directory, its ``runs`` folder, one suite or one run.
         metric: name of a HELM metric; without it, the main metric of each scenario.
+        reference: compression label of the reference.
 
     Returns:
-        One row per run, columns `columns.COMPARISON`, sorted by suite, scenario, task, model and
-        from uncompressed to most compressed.
+        One row per run, sorted by suite, scenario, task, model and from uncompressed to most
+        compressed; and one row per setting, over the tasks that all settings of its model have.
 
     Raises:
         TablesError: no complete run, a damaged file, or no run that has `metric`.
@@ -76,29 +165,45 @@ def compare_settings(path: str | Path, *, metric: str | None = None) -> pd.DataF
     totals = totals_of(metrics_of(directories))
     if metric is not None:
         require_known(metric, totals)
-    runs = _runs(costs_of(directories), totals, metric)
-    return frame_of(COMPARISON, _rows(sorted(runs, key=lambda run: run.order)))
+    runs = sorted(_runs(directories, totals, metric), key=lambda run: run.order)
+    pairs = list(_pairs(runs, reference))
+    return Comparison(
+        settings=frame_of(COMPARISON, _rows(pairs)), overall=frame_of(OVERALL, _overall_rows(pairs))
+    )
 
 
-def _runs(costs: pd.DataFrame, totals: Totals, metric: str | None) -> Iterator[_Run]:
-    for row in costs.to_dict("records"):
+def compare_settings(
+    path: str | Path, *, metric: str | None = None, reference: str = AS_IT_IS
+) -> pd.DataFrame:
+    """Return the first table of `compare`, one row per run."""
+    return compare(path, metric=metric, reference=reference).settings
+
+
+def _runs(directories: Sequence[Path], totals: Totals, metric: str | None) -> Iterator[_Run]:
+    rows = costs_of(directories).to_dict("records")
+    for directory, row in zip(directories, rows, strict=True):
         cost = {str(name): value for name, value in row.items() if not pd.isna(value)}
         identity = {name: cost[name] for name in ("suite", "run", "scenario")}
-        yield _Run(cost=cost, score=score_of(**identity, totals=totals, metric=metric))
+        yield _Run(directory, cost, score_of(**identity, totals=totals, metric=metric))
 
 
-def _rows(runs: Sequence[_Run]) -> Iterator[Sources]:
-    uncompressed: defaultdict[Hashable, list[_Run]] = defaultdict(list)
+def _setting_order(cost: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (
+        -cost.get("weight_bits", UNQUANTIZED_BITS),
+        -cost.get("cache_bits", UNQUANTIZED_BITS),
+        cost.get("group_size", 0),
+        -cost.get("attention_percent", 100),
+        cost.get("dtype", ""),
+    )
+
+
+def _pairs(runs: Sequence[_Run], reference: str) -> Iterator[_Pair]:
+    references: defaultdict[Hashable, list[_Run]] = defaultdict(list)
     for run in runs:
-        if run.cost.get("compression") == "none":
-            uncompressed[run.comparable].append(run)
+        if run.cost.get("compression") == reference:
+            references[run.comparable].append(run)
     for run in runs:
-        reference = _nearest(run, uncompressed[run.comparable])
-        yield {
-            "run": run.cost,
-            "score": asdict(run.score) if run.score else None,
-            "against_reference": _against(run, reference) if reference else None,
-        }
+        yield _Pair(run, _nearest(run, references[run.comparable]))
 
 
 def _nearest(run: _Run, references: Sequence[_Run]) -> _Run | None:
@@ -113,17 +218,100 @@ def _nearest(run: _Run, references: Sequence[_Run]) -> _Run | None:
     return min(references, key=distance, default=None)
 
 
-def _against(run: _Run, reference: _Run) -> dict[str, Any]:
-    throughput = run.cost.get("throughput")
-    reference_throughput = reference.cost.get("throughput")
-    return {
-        "run": f"{reference.cost['suite']}/{reference.cost['run']}",
-        "difference": (
-            run.score.value - reference.score.value if run.score and reference.score else None
-        ),
-        "throughput_ratio": (
-            throughput / reference_throughput
-            if throughput is not None and reference_throughput
-            else None
-        ),
+def _rows(pairs: Sequence[_Pair]) -> Iterator[Sources]:
+    tests = {
+        pair: compare_pairs(*pair.instances)
+        for pair in pairs
+        if pair.differs and len(pair.instances[0])
     }
+    adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
+    for pair in pairs:
+        test = tests[pair]._asdict() | {"p_adjusted": adjusted[pair]} if pair in tests else None
+        yield {
+            "run": pair.run.cost,
+            "score": asdict(pair.run.score) if pair.run.score else None,
+            "against_reference": _against(pair, pair.reference, test) if pair.reference else None,
+        }
+
+
+def _against(pair: _Pair, reference: _Run, test: Mapping[str, Any] | None) -> dict[str, Any]:
+    against: dict[str, Any] = {
+        "run": reference.name,
+        "difference": pair.difference,
+        "throughput_ratio": _ratio(pair.run.cost, reference.cost),
+        "test": test,
+    }
+    if pair.differs:
+        against["interval"] = _interval(pair.resampled)
+        against |= pair.changes._asdict() if pair.changes else {}
+    return against
+
+
+def _ratio(cost: Mapping[str, Any], reference: Mapping[str, Any]) -> float | None:
+    throughput, other = cost.get("throughput"), reference.get("throughput")
+    return throughput / other if throughput is not None and other else None
+
+
+def _overall_rows(pairs: Sequence[_Pair]) -> Iterator[Sources]:
+    """Rows of the models of each suite, setting by setting."""
+    models: defaultdict[Hashable, list[_Pair]] = defaultdict(list)
+    for pair in pairs:
+        if pair.difference is not None:
+            models[pair.run.cost["suite"], pair.run.cost["model"]].append(pair)
+    for model in models.values():
+        settings: defaultdict[Hashable, dict[str, _Pair]] = defaultdict(dict)
+        for pair in model:
+            settings[_setting_order(pair.run.cost)][pair.run.cost["task"]] = pair
+        tasks = sorted(set.intersection(*(set(by_task) for by_task in settings.values())))
+        if tasks:
+            for _, by_task in sorted(settings.items(), key=lambda setting: setting[0]):
+                yield _overall([by_task[task] for task in tasks])
+
+
+def _overall(pairs: Sequence[_Pair]) -> Sources:
+    """One setting over several tasks, each of which counts as much as any other."""
+    resampled = [pair.resampled for pair in pairs if pair.resampled is not None]
+    complete = len(resampled) == len(pairs) and any(pair.differs for pair in pairs)
+    cost = _sum_of_costs(pair.run.cost for pair in pairs)
+    before = _sum_of_costs(pair.reference.cost for pair in pairs if pair.reference)
+    changed = [pair.changes for pair in pairs if pair.changes]
+    return {
+        "run": pairs[0].run.cost,
+        "cost": cost,
+        "score": {
+            "tasks": len(pairs),
+            "instances": sum(len(pair.instances[0]) for pair in pairs),
+            "value": _mean(pair.run.score.value for pair in pairs if pair.run.score),
+        },
+        "against_reference": {
+            "difference": _mean(pair.difference for pair in pairs if pair.difference is not None),
+            "interval": _interval(np.mean(resampled, axis=0) if complete else None),
+            "answers": sum(each.answers for each in changed),
+            "changed": sum(each.changed for each in changed),
+            "throughput_ratio": _ratio(cost, before),
+        },
+    }
+
+
+def _sum_of_costs(costs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What some runs cost together; nothing of what is not known of all of them."""
+    listed = list(costs)
+
+    def known(name: str) -> list[Any] | None:
+        values = [cost.get(name) for cost in listed]
+        return None if None in values else values
+
+    seconds, tokens, peaks = map(known, ("request_s", "generated_tokens", "peak_memory_bytes"))
+    return {
+        "request_s": sum(seconds) if seconds else None,
+        "throughput": sum(tokens) / sum(seconds) if tokens and seconds and sum(seconds) else None,
+        "peak_memory_bytes": max(peaks) if peaks else None,
+    }
+
+
+def _interval(means: Scores | None) -> dict[str, float] | None:
+    return None if means is None else interval_of(means)._asdict()
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

@@ -18,18 +18,18 @@ MISSING = "-"
 
 def text_table(table: pd.DataFrame, columns: Sequence[Column]) -> str:
     """Aligned columns under a header; numbers to the right."""
-    cells = _cells(table, columns)
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    header, *rows = cells(table, columns)
+    widths = [max(map(len, texts)) for texts in zip(header, *rows, strict=True)]
     rule = ["-" * width for width in widths]
-    lines = [_padded(row, widths, columns) for row in (cells[0], rule, *cells[1:])]
+    lines = [_padded(row, widths, columns) for row in (header, rule, *rows)]
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def markdown_table(table: pd.DataFrame, columns: Sequence[Column]) -> str:
     """GitHub's pipe table; numbers to the right."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in _cells(table, columns)]
-    rule = ["---:" if _is_number(column) else "---" for column in columns]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:]))
+    header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in cells(table, columns))
+    rule = ["---:" if is_number(column) else "---" for column in columns]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 
 def format_number(value: float) -> str:
@@ -39,8 +39,8 @@ def format_number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _cells(table: pd.DataFrame, columns: Sequence[Column]) -> list[list[str]]:
-    """Header and rows as texts."""
+def cells(table: pd.DataFrame, columns: Sequence[Column]) -> list[list[str]]:
+    """Return header and rows as texts."""
     by_column = [[_cell(value, column) for value in table[column.name]] for column in columns]
     header = [_header(column) for column in columns]
     return [header, *(list(row) for row in zip(*by_column, strict=True))]
@@ -56,17 +56,18 @@ def _header(column: Column) -> str:
 def _cell(value: Any, column: Column) -> str:
     if pd.isna(value):
         return MISSING
-    if not _is_number(column):
+    if not is_number(column):
         return str(value)
     return format_bytes(value) if column.unit.startswith("bytes") else format_number(value)
 
 
 def _padded(row: Sequence[str], widths: Sequence[int], columns: Sequence[Column]) -> list[str]:
     return [
-        cell.rjust(width) if _is_number(column) else cell.ljust(width)
+        cell.rjust(width) if is_number(column) else cell.ljust(width)
         for cell, width, column in zip(row, widths, columns, strict=True)
     ]
 
 
-def _is_number(column: Column) -> bool:
+def is_number(column: Column) -> bool:
+    """Whether a column is set to the right."""
     return column.dtype != "string"

@@ -29,7 +29,7 @@ _ABOUT_PERTURBATIONS = {"name", "robustness", "fairness", "computed_on"}
 
 def read_run(directory: Path) -> Sources:
     """Which run it is, of which model, and what our runner recorded of its cost, if it did."""
-    with _reading(directory / "run_spec.json") as path:
+    with reading(directory / "run_spec.json") as path:
         spec = json.loads(path.read_text(encoding="utf-8"))
         adapter = spec["adapter_spec"]
         deployment = _deployment(adapter.get("model_deployment") or adapter["model"])
@@ -49,7 +49,7 @@ def read_statistics(directory: Path) -> list[Sources]:
     Warns:
         UserWarning: HELM wrote a statistic twice with different values; the first is kept.
     """
-    with _reading(directory / "stats.json") as path:
+    with reading(directory / "stats.json") as path:
         by_name: dict[tuple[str, ...], Sources] = {}
         for stat in json.loads(path.read_text(encoding="utf-8")):
             perturbation = stat["name"].get("perturbation")
@@ -64,7 +64,7 @@ def read_statistics(directory: Path) -> list[Sources]:
 
 def read_scenario_state(directory: Path) -> Sources:
     """What HELM's own record of requests and results tells about cost, whichever client ran."""
-    with _reading(directory / "scenario_state.json") as path:
+    with reading(directory / "scenario_state.json") as path:
         states = json.loads(path.read_text(encoding="utf-8"))["request_states"]
         results = [(state["request"], state["result"]) for state in states if "result" in state]
         return {
@@ -92,7 +92,7 @@ def scenario_of(run_name: str) -> str:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Path]:
+def reading(path: Path) -> Iterator[Path]:
     """Every way a file can be unlike what HELM or our runner writes is one error that names it."""
     try:
         yield path
@@ -124,7 +124,7 @@ def _deployment(name: str) -> Sources:
 
 
 def _record(directory: Path) -> Sources | None:
-    with _reading(directory / RUN_RECORD_FILE) as path:
+    with reading(directory / RUN_RECORD_FILE) as path:
         if not path.exists():
             return None
         record = RunRecord.from_json(path.read_text(encoding="utf-8"))

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 from flexgen_helm.errors import TablesError
 from flexgen_helm.files import write_atomically
 from flexgen_helm.tables.collect import costs_of, metrics_of
+from flexgen_helm.tables.columns import MEASURED
 from flexgen_helm.tables.run_directories import complete_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import pandas as pd
+
+    from flexgen_helm.tables.compare import Comparison
 
 
 def write_tables(path: str | Path, out: str | Path) -> list[Path]:
@@ -33,11 +36,32 @@ def write_tables(path: str | Path, out: str | Path) -> list[Path]:
     """
     runs = complete_runs(path)
     tables = {"scenario_metrics": metrics_of(runs), "efficiency": costs_of(runs)}
-    written = []
-    for name, table in tables.items():
-        written.append(write_parquet(table, Path(out) / f"{name}.parquet"))
-        written.append(write_csv(table, Path(out) / f"{name}.csv"))
-    return written
+    return _write_all(tables, Path(out))
+
+
+def write_comparison(comparison: Comparison, path: str | Path, out: str | Path) -> list[Path]:
+    """Write a comparison of the runs under `path`, as Parquet and CSV.
+
+    Args:
+        comparison: what `compare` has returned.
+        path: HELM's output directory, its ``runs`` folder, one suite or one run.
+        out: directory for the files; made if it does not exist.
+
+    Returns:
+        The files written: ``comparison``, ``overall``, ``efficiency`` and ``scores``, which is the
+        comparison without what was measured: the same answers give the same bytes.
+
+    Raises:
+        TablesError: a damaged file, or `out` cannot be written to.
+    """
+    settings, overall = comparison
+    tables = {
+        "scores": settings[[name for name in settings if name not in MEASURED]],
+        "comparison": settings,
+        "overall": overall,
+        "efficiency": costs_of(complete_runs(path)),
+    }
+    return _write_all(tables, Path(out))
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> Path:
@@ -55,6 +79,14 @@ def write_csv(table: pd.DataFrame, path: Path) -> Path:
             temporary, index=False, lineterminator="\n", encoding="utf-8"
         ),
     )
+
+
+def _write_all(tables: Mapping[str, pd.DataFrame], out: Path) -> list[Path]:
+    written = []
+    for name, table in tables.items():
+        written.append(write_parquet(table, out / f"{name}.parquet"))
+        written.append(write_csv(table, out / f"{name}.csv"))
+    return written
 
 
 def _atomically(path: Path, write: Callable[[Path], object]) -> Path:

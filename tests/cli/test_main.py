@@ -13,8 +13,11 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     output = capsys.readouterr().out
     assert all(
-        f"\n    {name} " in output
-        for name in ("demo", "run", "tables", "compare", "register", "convert", "bench")
+        f"\n    {name}" in output
+        for name in (
+            *("demo", "run", "sweep", "reproduce", "stage", "tables", "compare", "register"),
+            *("convert", "calibrate", "plan", "bench"),
+        )
     )
 
 

@@ -1,34 +1,15 @@
 """The installed command, as the README calls it, on a few instances."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib import resources
-from pathlib import Path
 
 import pytest
 
 import flexgen_helm.specs.deployment as deployment_names
 from flexgen_helm import compare_settings, efficiency
+from tests.end_to_end.commands import run
 
 SETTINGS = ["none", "w8-kv8", "w4-kv4", "w2-kv2"]
-COMMANDS = Path(sys.executable).parent
-
-
-def run(directory, command, *arguments):
-    """Run an installed command without any hint where to find data; return what it printed."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("NLTK_DATA", "HF_HOME")}
-    finished = subprocess.run(
-        [COMMANDS / command, *arguments],
-        cwd=directory,
-        env=environment | {"HOME": str(directory)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
-    return finished
 
 
 @pytest.fixture(scope="module")

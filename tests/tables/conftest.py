@@ -59,6 +59,30 @@ def request_state(*, max_tokens=5, tokens=(3,), request_time=0.5):
     return {"request": {"prompt": "p", "max_tokens": max_tokens}, "result": result}
 
 
+def scores(metric, by_instance, *, split="test", **entry):
+    """Entries of per_instance_stats.json: scores by trial, of each instance."""
+    return [
+        {
+            "instance_id": instance,
+            "train_trial_index": trial,
+            "stats": [stat(metric, score, split=split)],
+            **entry,
+        }
+        for instance, by_trial in by_instance.items()
+        for trial, score in enumerate(by_trial)
+    ]
+
+
+def answer(instance, text, *, trial=0, logprob=-1.0):
+    """A request state of an instance, answered by a single token."""
+    state = request_state()
+    token = {"text": text, "logprob": logprob}
+    completion = {"text": text, "logprob": logprob, "tokens": [token]}
+    state["request"]["prompt"] = f"question of {instance}, {trial}"
+    state["result"]["completions"] = [completion]
+    return {**state, "instance": {"id": instance}, "train_trial_index": trial}
+
+
 @pytest.fixture
 def record():
     return RECORD
@@ -75,6 +99,39 @@ def make_request_state():
 
 
 @pytest.fixture
+def make_scores():
+    return scores
+
+
+@pytest.fixture
+def make_answer():
+    return answer
+
+
+@pytest.fixture
+def make_answered(make_run):
+    """A run in which each instance got an answer, and 1 where it is "yes", else 0."""
+
+    def make(deployment, texts, *, logprob=-1.0, record=RECORD, **about):
+        ids = {f"id{index}": text for index, text in enumerate(texts)}
+        right = {instance: [float(text == "yes")] for instance, text in ids.items()}
+        mean = sum(by_trial[0] for by_trial in right.values()) / len(right)
+        return make_run(
+            deployment,
+            stats=[
+                stat("exact_match_indicator", mean, split="test"),
+                stat("num_instances", len(right), split="test"),
+            ],
+            states=[answer(instance, text, logprob=logprob) for instance, text in ids.items()],
+            instances=scores("exact_match_indicator", right),
+            record=record,
+            **about,
+        )
+
+    return make
+
+
+@pytest.fixture
 def make_run(tmp_path):
     """Write a complete run; everything about it can be said otherwise."""
 
@@ -87,6 +144,7 @@ def make_run(tmp_path):
         stats=None,
         states=None,
         record=None,
+        instances=(),
     ):
         run = tmp_path / "benchmark_output" / "runs" / suite
         run /= name.format(model=deployment.replace("/", "_"))
@@ -103,7 +161,7 @@ def make_run(tmp_path):
             "scenario.json": {"name": "dyck_language"},
             "scenario_state.json": {"request_states": states or [request_state()]},
             "stats.json": stats,
-            "per_instance_stats.json": [],
+            "per_instance_stats.json": list(instances),
         }
         if record is not None:
             files["flexgen_run.json"] = asdict(record)

@@ -52,8 +52,8 @@ def test_compare_prints_differences(run_cli, runs, capsys):
     assert run_cli("compare", runs) == 0
     header, _, reference, compressed = capsys.readouterr().out.splitlines()
     assert "suite" not in header
-    assert reference.split()[6:8] == ["0.75", "0"]
-    assert compressed.split()[6:8] == ["0.5", "-0.25"]
+    assert reference.split()[5:7] == ["0.75", "0"]
+    assert compressed.split()[5:7] == ["0.5", "-0.25"]
 
 
 def test_the_suite_is_shown_where_there_are_several(run_cli, runs, make_run, capsys):

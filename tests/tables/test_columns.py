@@ -5,18 +5,29 @@ from flexgen_helm.tables.collect import efficiency, scenario_metrics
 from flexgen_helm.tables.columns import (
     COMPARISON,
     EFFICIENCY,
+    MEASURED,
+    OVERALL,
     SCENARIO_METRICS,
     Column,
     frame_of,
     resolve,
 )
-from flexgen_helm.tables.compare import compare_settings
+from flexgen_helm.tables.compare import compare, compare_settings
 
-TABLES = {"metrics": SCENARIO_METRICS, "efficiency": EFFICIENCY, "comparison": COMPARISON}
+TABLES = {
+    "metrics": SCENARIO_METRICS,
+    "efficiency": EFFICIENCY,
+    "comparison": COMPARISON,
+    "overall": OVERALL,
+}
+
+
+def overall(path):
+    return compare(path).overall
 
 
 @pytest.fixture
-def everything(make_run, make_stat, record, output):
+def everything(make_run, make_answered, make_stat, record, output):
     """A run in which every column has something to show."""
     perturbation = {"name": "typos", "robustness": True, "computed_on": "worst", "prob": 0.1}
     make_run(
@@ -31,10 +42,12 @@ def everything(make_run, make_stat, record, output):
         record=record,
     )
     make_run("flexgen/opt-30b", record=record)
+    make_answered("flexgen/opt-30b", ["yes"] * 4, suite="answered")
+    make_answered("flexgen/opt-30b-w4", ["yes", "yes", "yes", "no"], suite="answered")
     return output
 
 
-@pytest.mark.parametrize("read", [scenario_metrics, efficiency, compare_settings])
+@pytest.mark.parametrize("read", [scenario_metrics, efficiency, compare_settings, overall])
 def test_every_source_leads_to_a_value(everything, read):
     table = read(everything)
     assert table.columns[table.isna().all()].tolist() == []
@@ -76,3 +89,7 @@ def test_missing_cells_keep_the_dtype():
     table = frame_of(columns, [{"n": 2**60, "x": 0.5}, {}])
     assert table["n"].tolist() == [2**60, pd.NA]
     assert table["x"].isna().tolist() == [False, True]
+
+
+def test_measured_columns_exist():
+    assert {column.name for column in COMPARISON} >= MEASURED

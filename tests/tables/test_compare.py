@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from flexgen_helm.errors import TablesError
-from flexgen_helm.tables.compare import compare_settings
+from flexgen_helm.tables.compare import compare, compare_settings
 
 
 def by_compression(path, column, **options):
@@ -150,3 +150,98 @@ def test_a_metric_that_no_run_has(make_run):
     message = r"metric 'rouge_9' is in none .* use one of exact_match_indicator, num_instances"
     with pytest.raises(TablesError, match=message):
         compare_settings(make_run(), metric="rouge_9")
+
+
+YES_NO = ["yes"] * 6 + ["no"] * 4
+LOST = ["yes"] * 4 + ["maybe"] * 2 + ["no"] * 4
+
+
+def compressed(table, label="w4"):
+    return table[table["compression"] == label].iloc[0]
+
+
+def test_differences_are_paired_by_instance(make_answered, output):
+    make_answered("flexgen/opt-30b", YES_NO)
+    make_answered("flexgen/opt-30b-w4", LOST, logprob=-1.5)
+    row = compressed(compare_settings(output))
+    assert row["difference"] == pytest.approx(-0.2)
+    assert row["difference_low"] <= -0.2 <= row["difference_high"] <= 0
+    assert (row["test"], row["p_value"]) == ("McNemar", 0.5)  # two lost, none won
+    assert (row["answers"], row["changed_answers"]) == (10, 2)
+    assert row["logprob_change"] == pytest.approx(-0.5)
+
+
+def test_a_reference_is_not_tested_against_itself(make_answered, output):
+    make_answered("flexgen/opt-30b", YES_NO)
+    row = compare_settings(output).iloc[0]
+    assert row["difference"] == 0
+    missing = ["difference_low", "p_value", "p_adjusted", "answers", "changed_answers"]
+    assert row[missing].isna().all()
+
+
+def test_the_same_setting_twice_does_not_differ(make_answered, output):
+    make_answered("flexgen/opt-30b", YES_NO, suite="once")
+    make_answered("flexgen/opt-30b-w4", YES_NO, suite="once")
+    row = compressed(compare_settings(output))
+    assert (row["difference"], row["difference_low"], row["difference_high"]) == (0, 0, 0)
+    assert (row["p_adjusted"], row["changed_answers"], row["logprob_change"]) == (1, 0, 0)
+
+
+def test_p_values_are_adjusted_for_all_rows_of_the_table(make_answered, output):
+    lost = ["no"] * 6 + ["no"] * 4
+    make_answered("flexgen/opt-30b", YES_NO)
+    make_answered("flexgen/opt-30b-w4", lost)
+    make_answered("flexgen/opt-30b-w2", lost)
+    table = compare_settings(output)
+    assert compressed(table)["p_value"] == pytest.approx(2 / 64)  # six of six lost
+    assert compressed(table)["p_adjusted"] == pytest.approx(4 / 64)
+
+
+def test_trials_of_an_instance_are_one_score(make_run, make_scores, make_stat, output):
+    for suffix, by_instance in {"": [1, 1, 0], "-w4": [1, 0, 0]}.items():
+        make_run(
+            f"flexgen/opt-30b{suffix}",
+            stats=scored(make_stat, exact_match_indicator=sum(by_instance) / 3),
+            instances=make_scores("exact_match_indicator", {"id0": by_instance, "id1": [1, 1, 1]}),
+        )
+    row = compressed(compare_settings(output))
+    assert row["test"] == "sign flips"
+    assert row["difference_low"] == pytest.approx(-1 / 3)
+    assert row["difference_high"] == 0
+
+
+def test_another_reference_can_be_named(make_answered, output):
+    make_answered("flexgen/opt-30b", YES_NO)
+    make_answered("flexgen/opt-30b-w4", LOST)
+    table = compare_settings(output, reference="w4")
+    assert dict(zip(table["compression"], table["difference"], strict=True)) == pytest.approx(
+        {"none": 0.2, "w4": 0}
+    )
+
+
+def test_overall_means_count_every_task_alike(make_answered, output):
+    for task, number in (("a", 4), ("b", 40)):
+        name = f"mmlu:subject={task},model={{model}}"
+        make_answered("flexgen/opt-30b", ["yes"] * number, name=name)
+        lost = ["yes"] * number if task == "b" else ["yes", "yes", "yes", "no"]
+        make_answered("flexgen/opt-30b-w4", lost, name=name)
+    reference, row = (compare(output).overall.iloc[index] for index in (0, 1))
+    assert (reference["score"], reference["difference"]) == (1, 0)
+    assert (row["tasks"], row["n"], row["score"]) == (2, 44, 0.875)
+    assert row["difference"] == -0.125
+    assert row["difference_low"] < -0.125 < row["difference_high"] <= 0
+    assert (row["answers"], row["changed_answers"]) == (44, 1)
+    # Two runs of 12 tokens in 3 seconds each.
+    assert (row["throughput"], row["throughput_ratio"], row["request_s"]) == (4, 1, 6)
+
+
+def test_overall_is_over_the_tasks_that_all_settings_have(make_answered, output):
+    make_answered("flexgen/opt-30b", YES_NO, name="mmlu:subject=a,model={model}")
+    make_answered("flexgen/opt-30b-w4", LOST, name="mmlu:subject=a,model={model}")
+    make_answered("flexgen/opt-30b", YES_NO, name="mmlu:subject=b,model={model}")
+    assert compare(output).overall["tasks"].tolist() == [1, 1]
+
+
+def test_without_a_reference_there_is_nothing_overall(make_answered, output):
+    make_answered("flexgen/opt-30b-w4", LOST)
+    assert compare(output).overall.empty

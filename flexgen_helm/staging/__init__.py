@@ -1,0 +1,1 @@
+"""Putting scenario data where HELM looks for it, so that it downloads nothing."""

@@ -1,0 +1,82 @@
+"""Our minutes beside those of the FlexGen paper, scenario by scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from flexgen_helm.tables.columns import Column, frame_of
+
+if TYPE_CHECKING:
+    from flexgen_helm.planner.plan import Plan
+
+REPRODUCTION = (
+    Column("scenario", "string", "", "paper.scenario"),
+    Column("task", "string", "", "run.task"),
+    Column("requests", "Int64", "", "run.requests"),
+    Column("prompt_tokens", "Int64", "", "run.prompt_tokens"),
+    Column("unique_tokens", "float64", "", "run.computed_prompt_tokens"),
+    Column("generated_tokens", "Int64", "", "run.generated_tokens"),
+    Column("effective_batch", "float64", "", "run.effective_batch"),
+    Column("minutes", "float64", "minutes", "minutes"),
+    Column("predicted_minutes", "float64", "minutes", "predicted_minutes"),
+    Column("paper_requests", "Int64", "", "paper.num_requests"),
+    Column("paper_minutes", "float64", "minutes", "paper.measured_minutes"),
+    Column("s_per_request", "float64", "s", "s_per_request"),
+    Column("paper_s_per_request", "float64", "s", "paper_s_per_request"),
+    Column("peak_memory_bytes", "Int64", "bytes", "run.peak_memory_bytes"),
+)
+"""One row per sub-scenario of the paper's HELM table. `minutes` are those of prefill and decode;
+the paper's contain downloads, loading and metrics, too. `predicted_minutes` are the planner's for
+the machine that was asked for."""
+
+IDENTIFYING = ("subject", "mode", "difficulty")
+"""Arguments of a run entry that tell sub-scenarios of one scenario apart."""
+
+
+def reproduction(
+    costs: pd.DataFrame, paper: Sequence[Mapping[str, Any]], plan: Plan | None
+) -> pd.DataFrame:
+    """Set runs beside the paper's rows; what was not run has only the paper's figures.
+
+    Args:
+        costs: efficiency table of the runs.
+        paper: rows of the paper's table.
+        plan: for the machine that was asked for, with the paper's scenarios in the same order.
+    """
+    return frame_of(REPRODUCTION, _rows(costs, paper, plan))
+
+
+def _rows(
+    costs: pd.DataFrame, paper: Sequence[Mapping[str, Any]], plan: Plan | None
+) -> Iterator[Mapping[str, Any]]:
+    runs = [
+        {str(name): value for name, value in row.items() if not pd.isna(value)}
+        for row in costs.to_dict("records")
+    ]
+    for index, row in enumerate(paper):
+        run = next((run for run in runs if is_of(str(run["run"]), row["scenario"])), {})
+        seconds = run.get("request_s")
+        yield {
+            "paper": row,
+            "run": run,
+            "minutes": None if seconds is None else seconds / 60,
+            "predicted_minutes": plan.per_scenario[index].minutes if plan else None,
+            "s_per_request": None if seconds is None else seconds / run["requests"],
+            "paper_s_per_request": 60 * row["measured_minutes"] / row["num_requests"],
+        }
+
+
+def is_of(run: str, entry: str) -> bool:
+    """Whether a run is of a run entry's sub-scenario, whatever else its name says."""
+    scenario, _, arguments = entry.partition(":")
+    named, _, others = run.partition(":")
+    wanted = [part for part in arguments.split(",") if part.partition("=")[0] in IDENTIFYING]
+    return _family(scenario) == _family(named) and set(wanted) <= set(others.split(","))
+
+
+def _family(scenario: str) -> str:
+    """XSum is the same texts, however its summaries are scored."""
+    return "summarization_xsum" if scenario.startswith("summarization_xsum") else scenario
