@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from flexgen_helm.errors import StagingError
@@ -50,7 +51,7 @@ def stage(scenario: str, source: str, scenarios: Path, *, load: LoadRows = load_
     note = ""
     if directory is not None:
         for file in check_files(directory, layout):
-            _put(target / file, lambda to, file=file: shutil.copyfile(directory / file, to))
+            _put(target / file, partial(shutil.copyfile, directory / file))
     else:
         note = _from_data_set(scenario, source, target, load)
     return Staged(scenario=scenario, source=source, files=check_files(target, layout), note=note)
@@ -87,8 +88,12 @@ def _from_data_set(scenario: str, name: str, target: Path, load: LoadRows) -> st
             f" {reason}"
         ) from error
     for path, content in files.items():
-        _put(target / path, lambda to, content=content: to.write_bytes(content))
+        _put(target / path, partial(_write_bytes, content))
     return known.note
+
+
+def _write_bytes(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def _put(path: Path, write: Callable[[Path], object]) -> None:

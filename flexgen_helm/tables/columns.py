@@ -171,6 +171,10 @@ OVERALL = (
 weight, and what these cost together. The interval is a bootstrap within each task."""
 
 
+UNQUANTIZED_BITS = 16
+"""Where missing bits stand in the order of settings: before every quantized one."""
+
+
 def resolve(source: str, sources: Sources) -> Any:
     """Value of the first alternative of `source` that is there, else `None`."""
     for path in _paths(source):

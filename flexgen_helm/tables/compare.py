@@ -12,7 +12,13 @@ import numpy as np
 import pandas as pd
 
 from flexgen_helm.tables.collect import costs_of, metrics_of
-from flexgen_helm.tables.columns import COMPARISON, OVERALL, Sources, frame_of
+from flexgen_helm.tables.columns import (
+    COMPARISON,
+    OVERALL,
+    UNQUANTIZED_BITS,
+    Sources,
+    frame_of,
+)
 from flexgen_helm.tables.instances import (
     Answer,
     Changes,
@@ -28,9 +34,6 @@ from flexgen_helm.tables.statistics import Scores, compare_pairs, holm, interval
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
-
-UNQUANTIZED_BITS = 16
-"""Where missing bits stand in the order of settings: before every quantized one."""
 
 AS_IT_IS = "none"
 """Compression label of what others are compared with, unless another is named."""
@@ -259,7 +262,7 @@ def _overall_rows(pairs: Sequence[_Pair]) -> Iterator[Sources]:
         if pair.difference is not None:
             models[pair.run.cost["suite"], pair.run.cost["model"]].append(pair)
     for model in models.values():
-        settings: defaultdict[Hashable, dict[str, _Pair]] = defaultdict(dict)
+        settings: defaultdict[tuple[Any, ...], dict[str, _Pair]] = defaultdict(dict)
         for pair in model:
             settings[_setting_order(pair.run.cost)][pair.run.cost["task"]] = pair
         tasks = sorted(set.intersection(*(set(by_task) for by_task in settings.values())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from flexgen_helm.files import write_atomically
+from flexgen_helm.tables.columns import UNQUANTIZED_BITS
 from flexgen_helm.units import format_bytes
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg")
 
-STYLE: Mapping[str, Any] = {
+STYLE: Any = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -46,12 +48,17 @@ class _Axis(NamedTuple):
 
     column: str
     label: str
-    formatted: Callable[[float], str] | None
+    formatted: Callable[[float, int], str] | None
+    """Labels of its ticks, from their places and numbers."""
+
+
+def _as_bytes(size: float, _: int) -> str:
+    return format_bytes(size)
 
 
 PARETO = (
-    _Axis("weight_bytes", "weights", format_bytes),
-    _Axis("cache_bytes_per_token", "KV cache of a token", format_bytes),
+    _Axis("weight_bytes", "weights", _as_bytes),
+    _Axis("cache_bytes_per_token", "KV cache of a token", _as_bytes),
     _Axis("throughput", "throughput, tokens/s", None),
 )
 
@@ -72,8 +79,7 @@ def pareto(overall: pd.DataFrame) -> Figure | None:
                 _scores_against(panel, axis, rows.dropna(subset=[axis.column]), str(model))
             panel.set_xlabel(axis.label)
             if axis.formatted is not None:
-                shown = axis.formatted
-                panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _, f=shown: f(x)))
+                panel.xaxis.set_major_formatter(FuncFormatter(axis.formatted))
                 panel.tick_params(axis="x", rotation=30)
             panel.margins(x=0.18, y=0.15)
         panels[0].set_ylabel("score, mean over tasks")
@@ -131,6 +137,11 @@ def times(costs: pd.DataFrame) -> Figure | None:
     rows = costs[costs["request_s"].notna()]
     if rows.empty:
         return None
+    bits = rows[["weight_bits", "cache_bits"]].fillna(UNQUANTIZED_BITS)
+    by_setting = bits.assign(task=rows["task"]).sort_values(
+        ["task", "weight_bits", "cache_bits"], ascending=[True, False, False], kind="stable"
+    )
+    rows = rows.loc[by_setting.index]
     waits = {
         "waiting for the disk": (rows["disk_wait_s"].fillna(0), DISK),
         "waiting for device-host copies": (rows["link_wait_s"].fillna(0), LINK),
@@ -162,12 +173,12 @@ def write_plots(figures: Mapping[str, Figure], out: Path) -> list[Path]:
     for name, figure in figures.items():
         for kind in FORMATS:
             path = out / f"{name}.{kind}"
-            write_atomically(path, lambda to, f=figure, k=kind: save(f, to, k))
+            write_atomically(path, partial(save, figure, kind=kind))
             written.append(path)
     return written
 
 
-def save(figure: Figure, to: Any, kind: str) -> None:
+def save(figure: Figure, to: Any, *, kind: str) -> None:
     """Write a figure to a file; the same figure gives the same bytes."""
     with mpl.rc_context(STYLE):
         figure.savefig(to, format=kind, metadata={"Date": None} if kind == "svg" else None)
@@ -177,10 +188,12 @@ def _scores_against(panel: Axes, axis: _Axis, rows: pd.DataFrame, model: str) ->
     x, y = rows[axis.column].astype(float), rows["score"].astype(float)
     low, high = _whiskers(rows)
     panel.errorbar(x, y, yerr=(low, high), fmt="o", capsize=3, label=model)
-    for index, label in zip(rows.index, setting_labels(rows), strict=True):
-        panel.annotate(
-            label, (x[index], y[index]), (4, 4), textcoords="offset points", fontsize="small"
-        )
+    at: dict[tuple[float, float], list[str]] = {}
+    for place, label in zip(zip(x, y, strict=True), setting_labels(rows), strict=True):
+        at.setdefault(place, []).append(label)
+    for place, labels in at.items():
+        text = ", ".join(labels)
+        panel.annotate(text, place, (4, 4), textcoords="offset points", fontsize="small")
 
 
 def _whiskers(rows: pd.DataFrame) -> tuple[pd.Series[float], pd.Series[float]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-import flexgen_helm
 from flexgen_helm.errors import TablesError
 from flexgen_helm.files import write_text_atomically
 from flexgen_helm.tables import plots
@@ -80,12 +80,12 @@ def write_report(
         TablesError: `out` cannot be written to.
     """
     settings, overall = comparison
-    figures = {
+    drawn = {
         "pareto": plots.pareto(overall),
         "differences": plots.differences(settings),
         "times": plots.times(costs),
     }
-    figures = {name: figure for name, figure in figures.items() if figure is not None}
+    figures = {name: figure for name, figure in drawn.items() if figure is not None}
     try:
         written = plots.write_plots(figures, out)
         page = out / "report.html"
@@ -110,7 +110,7 @@ def _page(
     settings, overall = comparison
     return environment.get_template(TEMPLATE).render(
         title=title,
-        version=flexgen_helm.__version__,
+        version=metadata.version("flexgen_helm"),
         models=sorted(settings["model"].unique()),
         suites=sorted(settings["suite"].unique()),
         runs=len(settings),
@@ -124,6 +124,6 @@ def _page(
 def _svg(figure: Figure) -> str:
     """A figure as an element of HTML."""
     file = io.BytesIO()
-    plots.save(figure, file, "svg")
+    plots.save(figure, file, kind="svg")
     text = file.getvalue().decode()
     return text[text.index("<svg") :]

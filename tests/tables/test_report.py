@@ -113,6 +113,20 @@ def test_a_place_that_cannot_be_written_to(compared, tmp_path):
         write_report(*compared, tmp_path / "file" / "out", title="t")
 
 
+def test_times_are_in_the_order_of_settings(compared):
+    _, costs = compared
+    [panel] = plots.times(costs).axes
+    labels = [label.get_text() for label in panel.get_yticklabels()]
+    assert labels[:3] == [f"mmlu:subject=a, {s}" for s in ("none", "w4", "w2-kv2")]
+
+
+def test_points_in_one_place_have_one_label(make_answered, output):
+    for suffix in ("", "-w8", "-w4"):
+        make_answered(f"flexgen/opt-30b{suffix}", ["yes"] * 4)
+    figure = plots.pareto(compare(output).overall)
+    assert texts(figure).count("none, w8, w4") == len(plots.PARETO)
+
+
 def test_labels_say_what_differs():
     rows = pd.DataFrame(
         {"compression": ["w4", "w4"], "model": ["m", "m"], "dtype": ["a", "b"], "suite": ["s", "s"]}
