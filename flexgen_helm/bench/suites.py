@@ -1,13 +1,13 @@
-"""What `bench helm` runs: three kinds of work, as HELM run entries, and the data they need."""
+"""What `bench helm` runs: kinds of work, as HELM run entries, and the data they need."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flexgen_helm.errors import BenchmarkError
+from flexgen_helm.staging.stage import stage
 
 TOKENIZER = "opt-tokenizer"
 """Directory of OPT's tokenizer files."""
@@ -49,8 +49,20 @@ SUITES = {
             entry="summarization_xsum_rouge:temperature=0",
             scenario="summarization",
         ),
+        Suite(name="algebra", entry="mmlu:subject=abstract_algebra", scenario="mmlu"),
+        Suite(
+            name="pattern-match",
+            entry="synthetic_reasoning:mode=pattern_match",
+            scenario="synthetic_reasoning",
+            generated=True,
+        ),
+        Suite(name="plaintiff", entry="wikifact:k=5,subject=plaintiff", scenario="wikifact"),
+        Suite(name="instance-of", entry="wikifact:k=5,subject=instance_of", scenario="wikifact"),
     )
 }
+"""The FlexGen paper's seven sub-scenarios, as far as they run without network."""
+
+DEFAULT = ("natural", "mmlu", "summarization")
 """Long prompts and some tokens to generate; one token; very long prompts and many tokens."""
 
 
@@ -72,8 +84,10 @@ def require_data(data: Path, suites: Sequence[Suite]) -> None:
 
 
 def stage_data(suite: Suite, *, data: Path, output: Path) -> None:
-    """Put a suite's data where HELM would download it to, unless it is there."""
-    target = output / "scenarios" / suite.scenario
-    if not suite.generated and not target.is_dir():
-        # Contents only: the source may be read-only, and HELM puts locks beside the data.
-        shutil.copytree(data / suite.scenario, target, copy_function=shutil.copyfile)
+    """Put a suite's data where HELM would download it to.
+
+    Raises:
+        StagingError: they are not what HELM reads.
+    """
+    if not suite.generated:
+        stage(suite.scenario, str(data), output / "scenarios")

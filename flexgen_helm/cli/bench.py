@@ -13,7 +13,7 @@ from flexgen_helm.bench.checkpoint import SHAPES, random_checkpoint
 from flexgen_helm.bench.clients import PEERS, peer_client
 from flexgen_helm.bench.offload import STAGES
 from flexgen_helm.bench.plan import STAGES as PLAN_STAGES
-from flexgen_helm.bench.suites import SUITES, TOKENIZER, require_data
+from flexgen_helm.bench.suites import DEFAULT, SUITES, TOKENIZER, require_data
 from flexgen_helm.bench.trial import ACCELERATE, TRANSFORMERS, Bench, Workload
 from flexgen_helm.bench.trial import PEERS as PEER_SYSTEMS
 from flexgen_helm.cli.plan import hardware_named
@@ -61,7 +61,7 @@ def _add_helm_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentPar
         " HuggingFaceClient and through ours. Progress is reported on stderr.",
     )
     add = parser.add_argument
-    add("--suites", nargs="+", choices=SUITES, default=list(SUITES), metavar="NAME", help="to run")
+    add("--suites", nargs="+", choices=SUITES, default=DEFAULT, metavar="NAME", help="to run")
     add("-m", "--max-eval-instances", type=_from(1), default=100, metavar="N", help="as helm-run's")
     add("-t", "--num-train-trials", type=_from(1), default=3, metavar="N", help="as helm-run's")
     add("--rounds", type=_from(1), default=1, metavar="N", help="times each suite is timed")

@@ -21,10 +21,19 @@ def reuse_freed_memory() -> None:
     and its zeroing: on two CPU cores that doubles the time of an activation function. Elsewhere
     than with glibc this does nothing.
     """
+    if (library := _glibc()) is not None:
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_REUSED_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def give_back_freed_memory() -> None:
+    """Give back what is kept to be reused: after loading, which leaves behind other sizes."""
+    if (library := _glibc()) is not None:
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
     if not sys.platform.startswith("linux"):
-        return
+        return None
     library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return
-    library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_REUSED_BYTES)
-    library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    return library if hasattr(library, "gnu_get_libc_version") else None

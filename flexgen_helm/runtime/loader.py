@@ -14,6 +14,7 @@ from flexgen_helm.model.opening import open_weights
 from flexgen_helm.offload.spill import Spill
 from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.planner.setup import Setup
+from flexgen_helm.runtime.allocator import give_back_freed_memory
 from flexgen_helm.runtime.arrangement import Arrangement
 from flexgen_helm.runtime.detokenizer import Tokenizer
 from flexgen_helm.runtime.loaded_model import Model
@@ -53,6 +54,7 @@ class Loader:
             on_part=on_part,
             waiting=waiting,
         )
+        give_back_freed_memory()
         on_device = policy.cache == ON_DEVICE
         return Model(
             spec=spec,

@@ -88,6 +88,22 @@ def _boolq(rows: Rows) -> Files:
     yield "data/boolq_perturbed.jsonl", json.dumps({"data": [{}]}).encode()
 
 
+def _imdb(rows: Rows) -> Files:
+    order: dict[str, dict[str, list[str]]] = {}
+    for split, helms in (("train", "train"), ("test", "valid")):
+        by_class: dict[str, list[str]] = {"pos": [], "neg": []}
+        for index, row in enumerate(rows(split)):
+            name = f"{index}.txt"
+            folder = "pos" if row["label"] == 1 else "neg"
+            by_class[folder].append(name)
+            yield f"data/{split}/{folder}/{name}", row["text"].encode()
+        order[helms] = by_class
+    yield "data/imdb_scenario_pinned_file_order.json", json.dumps(order).encode()
+    for part in ("dev", "test"):  # headers of contrast sets without any
+        for kind in ("original", "contrast"):
+            yield f"data/{part}_{kind}.tsv", b"Sentiment\tText\n"
+
+
 def _wikifact(rows: Rows) -> Files:
     for split, ours in (("train", "train"), ("validation", "dev"), ("test", "test")):
         names = ("property", "template", "result_names")
@@ -124,6 +140,12 @@ SOURCES: Mapping[str, Source] = {
         note="without contrast sets, which only HELM's perturbation of that name uses",
     ),
     "gsm": Source(name="openai/gsm8k", config="main", files=_gsm),
+    "imdb": Source(
+        name="stanfordnlp/imdb",
+        config="plain_text",
+        files=_imdb,
+        note="in another order than HELM's, so other examples are drawn, and without contrast sets",
+    ),
     "mmlu": Source(name="cais/mmlu", config="all", files=_mmlu),
     "summarization": Source(
         name="EdinburghNLP/xsum",

@@ -98,13 +98,12 @@ LAYOUTS: Mapping[str, Layout] = {
     "imdb": Layout(
         files={
             "data/train/pos/*.txt": check_text,
-            "data/train/neg/*.txt": check_text,
             "data/test/pos/*.txt": check_text,
-            "data/test/neg/*.txt": check_text,
             "data/*_original.tsv": check_text,
             "data/*_contrast.tsv": check_text,
             "data/imdb_scenario_pinned_file_order.json": check_json,
-        }
+        },
+        optional={"data/train/neg/*.txt": check_text, "data/test/neg/*.txt": check_text},
     ),
     "mmlu": Layout(
         files={"data/dev/*.csv": check_csv, "data/test/*.csv": check_csv},

@@ -4,6 +4,7 @@ import pickle
 import pytest
 from helm.benchmark.scenarios.boolq_scenario import BoolQScenario
 from helm.benchmark.scenarios.gsm_scenario import GSM8KScenario
+from helm.benchmark.scenarios.imdb_scenario import IMDBScenario
 from helm.benchmark.scenarios.mmlu_scenario import MMLUScenario
 from helm.benchmark.scenarios.summarization_scenario import SummarizationScenario
 from helm.benchmark.scenarios.wikifact_scenario import WIKIFactScenario
@@ -20,6 +21,7 @@ ROWS = {
     "openai/gsm8k": [{"question": "1 + 1?", "answer": "1 + 1 is 2\n#### 2"}],
     "google/boolq": [{"question": "is it so", "passage": "It is so.", "answer": True}],
     "EdinburghNLP/xsum": [{"document": "A b. " * 40, "summary": "A b.", "id": "1"}],
+    "stanfordnlp/imdb": [{"text": "Good.", "label": 1}, {"text": "Bad.", "label": 1}],
     "facts": [{"property": "P31", "template": "Rex is a", "result_names": [["dog"]]}],
 }  # fmt: skip
 
@@ -34,6 +36,7 @@ def load(name, config, split):
         ("mmlu", "hub", MMLUScenario("anatomy"), "r"),
         ("gsm", "hub", GSM8KScenario(), "1 + 1 is 2 The answer is 2."),
         ("boolq", "hub", BoolQScenario(), "Yes"),
+        ("imdb", "hub", IMDBScenario(), "Positive"),
         ("summarization", "hub", SummarizationScenario("xsum-sampled"), "A b."),
         ("wikifact", "facts", WIKIFactScenario("instance_of"), "dog"),
     ],
@@ -102,11 +105,6 @@ def test_a_data_set_of_other_columns(tmp_path):
 def test_no_copy_on_the_hub_is_known(tmp_path):
     with pytest.raises(StagingError, match=r"no copy of wikifact on the hub is known"):
         stage("wikifact", "hub", tmp_path, load=load)
-
-
-def test_not_from_the_hub(tmp_path):
-    with pytest.raises(StagingError, match=r"'imdb' cannot be staged from the hub, only boolq"):
-        stage("imdb", "hub", tmp_path, load=load)
 
 
 def test_pickles_hold_nothing_but_texts(tmp_path):
