@@ -90,8 +90,11 @@ class _Run:
 
     @cached_property
     def answers(self) -> Mapping[Hashable, Answer]:
-        """Kept, as several runs are compared with a reference."""
-        return read_answers(self.directory)
+        """Its answers to what was scored; kept, as several runs are compared with a reference."""
+        return self.read_answers()
+
+    def read_answers(self) -> Mapping[Hashable, Answer]:
+        return read_answers(self.directory, split=self.score.split if self.score else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +132,7 @@ class _Pair:
         """How the answers differ; `None` without a reference."""
         if self.reference is None:
             return None
-        answers = read_answers(self.run.directory) if self.differs else self.reference.answers
+        answers = self.run.read_answers() if self.differs else self.reference.answers
         return changes(self.reference.answers, answers)
 
     @cached_property

@@ -59,8 +59,12 @@ def read_scores(directory: Path, *, metric: str, split: str) -> ScoresByInstance
         }
 
 
-def read_answers(directory: Path) -> dict[Hashable, Answer]:
-    """Return the first completion of every request of a run, by what was asked.
+def read_answers(directory: Path, *, split: str = "") -> dict[Hashable, Answer]:
+    """Return the first completion of the requests of a run, by what was asked.
+
+    Args:
+        directory: of the run.
+        split: of the instances, unperturbed ones, that are asked for; all if empty.
 
     Raises:
         TablesError: the file is damaged.
@@ -70,7 +74,7 @@ def read_answers(directory: Path) -> dict[Hashable, Answer]:
         return {
             _question(state): _answer(state["result"]["completions"][0])
             for state in states
-            if state.get("result", {}).get("completions")
+            if state.get("result", {}).get("completions") and _is_scored(state, split)
         }
 
 
@@ -89,6 +93,11 @@ def changes(reference: Mapping[Hashable, Answer], other: Mapping[Hashable, Answe
             sum(after - before for before, after in common) / len(common) if common else None
         ),
     )
+
+
+def _is_scored(state: Mapping[str, Any], split: str) -> bool:
+    instance = state.get("instance", {})
+    return not split or (instance.get("split") == split and "perturbation" not in instance)
 
 
 def _same_token(pair: tuple[tuple[str, float], tuple[str, float]]) -> bool:

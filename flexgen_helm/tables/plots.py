@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -36,6 +37,9 @@ PANEL_WIDTH, PANEL_HEIGHT = 4.6, 3.6
 """Inches."""
 
 TASKS_PER_ROW = 3
+
+CLOSE = 0.06
+"""Of the range of a picture's points: what is nearer has one label in common."""
 
 MODEL_COLUMNS = ("model", "dtype", "suite")
 """What tells settings apart beside their compression."""
@@ -121,6 +125,7 @@ def differences(settings: pd.DataFrame) -> Figure | None:
             panel.set_title(_wrapped(task), fontsize="small")
             panel.set_yticks(range(len(labels)), labels)
             panel.set_ylim(len(labels) - 0.5, -0.5)
+            panel.tick_params(axis="x", labelbottom=True)  # what is below may be empty
         for panel in panels[len(tasks) :]:
             panel.set_visible(False)
         figure.supxlabel("difference of the score, with 95 % interval", fontsize="medium")
@@ -188,12 +193,27 @@ def _scores_against(panel: Axes, axis: _Axis, rows: pd.DataFrame, model: str) ->
     x, y = rows[axis.column].astype(float), rows["score"].astype(float)
     low, high = _whiskers(rows)
     panel.errorbar(x, y, yerr=(low, high), fmt="o", capsize=3, label=model)
-    at: dict[tuple[float, float], list[str]] = {}
-    for place, label in zip(zip(x, y, strict=True), setting_labels(rows), strict=True):
-        at.setdefault(place, []).append(label)
-    for place, labels in at.items():
+    spans = (float(np.ptp(x)) or 1.0, float(np.ptp(y)) or 1.0) if len(rows) else (1.0, 1.0)
+    for place, labels in _joined(zip(x, y, strict=True), setting_labels(rows), spans):
         text = ", ".join(labels)
         panel.annotate(text, place, (4, 4), textcoords="offset points", fontsize="small")
+
+
+def _joined(
+    places: Iterable[tuple[float, float]], labels: Iterable[str], spans: tuple[float, float]
+) -> list[tuple[tuple[float, float], list[str]]]:
+    """Join the labels of places that are too close together for one each."""
+    joined: list[tuple[tuple[float, float], list[str]]] = []
+    for place, label in zip(places, labels, strict=True):
+        for other, those in joined:
+            if all(
+                abs(a - b) < CLOSE * span for a, b, span in zip(place, other, spans, strict=True)
+            ):
+                those.append(label)
+                break
+        else:
+            joined.append((place, [label]))
+    return joined
 
 
 def _whiskers(rows: pd.DataFrame) -> tuple[pd.Series[float], pd.Series[float]]:

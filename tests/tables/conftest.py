@@ -73,14 +73,18 @@ def scores(metric, by_instance, *, split="test", **entry):
     ]
 
 
-def answer(instance, text, *, trial=0, logprob=-1.0):
+def answer(instance, text, *, trial=0, logprob=-1.0, **about):
     """A request state of an instance, answered by a single token."""
     state = request_state()
     token = {"text": text, "logprob": logprob}
     completion = {"text": text, "logprob": logprob, "tokens": [token]}
     state["request"]["prompt"] = f"question of {instance}, {trial}"
     state["result"]["completions"] = [completion]
-    return {**state, "instance": {"id": instance}, "train_trial_index": trial}
+    return {
+        **state,
+        "instance": {"id": instance, "split": "test", **about},
+        "train_trial_index": trial,
+    }
 
 
 @pytest.fixture

@@ -64,6 +64,17 @@ def test_answers_are_told_apart_by_prompt_trial_and_instance(make_run, make_answ
     assert len(found) == 3
 
 
+def test_answers_of_a_split_are_to_instances_as_they_are(make_run, make_answer):
+    states = [
+        make_answer("id1", "yes"),
+        make_answer("id2", "yes", split="valid"),
+        make_answer("id3", "yes", perturbation={"name": "typos"}),
+    ]
+    run = make_run(states=states)
+    assert len(read_answers(run)) == 3
+    assert len(read_answers(run, split="test")) == 1
+
+
 def test_a_request_that_failed_has_no_answer(make_run, make_answer):
     failed = make_answer("id1", "yes")
     failed["result"]["completions"] = []
