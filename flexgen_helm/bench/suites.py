@@ -62,7 +62,7 @@ SUITES = {
 }
 """The FlexGen paper's seven sub-scenarios, as far as they run without network."""
 
-DEFAULT = ("natural", "mmlu", "summarization")
+DEFAULT = ["natural", "mmlu", "summarization"]
 """Long prompts and some tokens to generate; one token; very long prompts and many tokens."""
 
 

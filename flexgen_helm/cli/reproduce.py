@@ -100,7 +100,8 @@ def run_reproduce(args: argparse.Namespace) -> int:
     took_s = perf_counter() - start_s
     costs = efficiency(runs)
     table = reproduction(costs[costs["deployment"] == deployment], _paper_rows(), plan)
-    print(f"\n{text_table(table, REPRODUCTION)}\n")
+    shown = [column for column in REPRODUCTION if column.name != "run"]
+    print(f"\n{text_table(table, shown)}\n")
     print(f"helm-run took {took_s / 60:.3g} minutes, with loading, instances and metrics")
     out = args.output_path / "tables" / suite
     conditions = {

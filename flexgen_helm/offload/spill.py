@@ -29,7 +29,7 @@ from flexgen_helm.offload.disk import (
     aligned_up,
 )
 from flexgen_helm.offload.waiting import Waiting
-from flexgen_helm.specs.chunks import IDLE_BYTES, WRITES_IN_FLIGHT
+from flexgen_helm.specs.chunks import IDLE_READS, MOST_SPILLED_AT_ONCE, WRITES_IN_FLIGHT
 
 TENSOR_ALIGNMENT = 64
 """Tensors of a record begin at multiples of a cache line."""
@@ -73,9 +73,14 @@ class RecordLayout:
 
 
 class Buffers:
-    """Aligned memory that is used again. Safe to use from threads."""
+    """Aligned memory that is used again. Safe to use from threads.
 
-    def __init__(self) -> None:
+    Args:
+        idle_bytes: of buffers that are kept while nobody uses them.
+    """
+
+    def __init__(self, idle_bytes: int = IDLE_READS * MOST_SPILLED_AT_ONCE) -> None:
+        self._idle_bytes = idle_bytes
         self._lock = threading.Lock()
         self._idle: list[Tensor] = []
 
@@ -95,7 +100,7 @@ class Buffers:
         """Take a buffer back that nobody reads any more; forget those idle for longest."""
         with self._lock:
             self._idle.append(buffer)
-            while sum(map(len, self._idle)) > IDLE_BYTES:
+            while sum(map(len, self._idle)) > self._idle_bytes:
                 del self._idle[0]
 
 
@@ -106,6 +111,7 @@ class Spill:
         directory: where the file is.
         overlap: whether reads ahead and writes go on while the caller computes.
         limit_bytes: what may be on disk at a time; `None` for whatever the disk holds.
+        idle_bytes: of buffers in memory that are kept while nobody uses them.
         waiting: told of waits for the disk.
     """
 
@@ -115,6 +121,7 @@ class Spill:
         *,
         overlap: bool = True,
         limit_bytes: int | None = None,
+        idle_bytes: int = IDLE_READS * MOST_SPILLED_AT_ONCE,
         waiting: Waiting | None = None,
     ) -> None:
         try:
@@ -135,7 +142,7 @@ class Spill:
         self._end = 0
         self.overlap = overlap
         self.waiting = waiting or Waiting()
-        self.buffers = Buffers()
+        self.buffers = Buffers(idle_bytes)
         self.num_bytes = 0
         """Bytes of all regions in use."""
         self.peak_bytes = 0

@@ -16,7 +16,7 @@ from math import ceil
 
 from flexgen_helm.planner.linear import Fractions, Linear, placed_on, total
 from flexgen_helm.planner.setup import Setup
-from flexgen_helm.specs.chunks import HEAD_ROWS, SPILLED_AT_ONCE
+from flexgen_helm.specs.chunks import HEAD_ROWS, spilled_at_once
 from flexgen_helm.specs.hardware import Hardware
 from flexgen_helm.specs.placement import Tier
 from flexgen_helm.specs.policy import Policy
@@ -315,7 +315,9 @@ class _Costs:
         most: float = self.shape.micro_batch_size
         if self.shape.cache_on_disk:
             room_bytes = self._stored_bytes(self.lengths.final_len) / self._num_rooms
-            most = min(most, SPILLED_AT_ONCE / room_bytes)
+            cache_bytes = round(self._stored_bytes(self.shape.cached_tokens))
+            at_once = spilled_at_once(cache_bytes, self.setup.spec.num_layers)
+            most = min(most, at_once / room_bytes)
         return max(1.0, min(most, self.load.sequences))
 
     @property

@@ -19,10 +19,9 @@ from flexgen_helm.specs.chunks import (
     DEQUANTIZED_AT_ONCE,
     HEAD_COLUMNS,
     HEAD_ROWS,
-    IDLE_BYTES,
+    IDLE_READS,
     LEAST_FILLED,
-    READ_AHEAD_BYTES,
-    SPILLED_AT_ONCE,
+    READS_AHEAD,
     WRITES_IN_FLIGHT,
 )
 from flexgen_helm.specs.compression import quantized_bytes
@@ -195,6 +194,7 @@ def needed_bytes(setup: Setup, shape: Shape) -> dict[str, Linear]:
         micro_batch_size=shape.micro_batch_size,
         num_micro_batches=shape.num_micro_batches,
         micro_batch_tokens=shape.micro_batch_tokens,
+        cache_bytes=cache_bytes_of(setup, shape),
         weights=disk if shape.weights_on_disk else ON_DEVICE,
         cache=disk if shape.cache_on_disk else ON_DEVICE,
     )
@@ -220,6 +220,13 @@ def needed_bytes(setup: Setup, shape: Shape) -> dict[str, Linear]:
         host = on_tier.pop(Tier.HOST)
         on_tier[Tier.DEVICE] = on_tier[Tier.DEVICE] + host
     return {tier.value: needed for tier, needed in on_tier.items()}
+
+
+def cache_bytes_of(setup: Setup, shape: Shape) -> int:
+    """Return the bytes of the KV cache of a shape."""
+    return shape.cached_tokens * setup.spec.cache_bytes(
+        setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes
+    )
 
 
 def cache_per_token(setup: Setup, policy: Policy) -> Bytes:
@@ -321,9 +328,11 @@ def _cache_on_its_way(setup: Setup, policy: Policy) -> float:
     stored = spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
     position = stored / (2 * spec.num_layers)
     rows = policy.micro_batch_tokens * policy.num_micro_batches
-    at_once = max(SPILLED_AT_ONCE, spec.max_positions * position)
+    planned = policy.spilled_at_once(spec.num_layers)
+    at_once = max(planned, spec.max_positions * position)
     in_use = (2 + 3 + WRITES_IN_FLIGHT) * at_once
-    return 4 * rows * position / LEAST_FILLED + READ_AHEAD_BYTES + in_use + IDLE_BYTES
+    beside = (READS_AHEAD + IDLE_READS) * planned
+    return 4 * rows * position / LEAST_FILLED + in_use + beside
 
 
 def _sparse_attention(setup: Setup, policy: Policy) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from flexgen_helm.errors import InfeasibleError
 from flexgen_helm.planner.costs import OURS, Execution, Phase, Resource, Shape, phases
 from flexgen_helm.planner.linear import PLACED, Fractions, Linear, Variable, placement_of
-from flexgen_helm.planner.memory import limits_of, needed_bytes
+from flexgen_helm.planner.memory import cache_bytes_of, limits_of, needed_bytes
 from flexgen_helm.planner.placement_problem import (
     Array,
     Instance,
@@ -62,14 +62,11 @@ class Found:
 
 def policy_of(setup: Setup, shape: Shape, fractions: Fractions) -> Policy:
     """Return the policy with a shape and placements."""
-    per_token = setup.spec.cache_bytes(
-        setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes
-    )
     return Policy(
         micro_batch_size=shape.micro_batch_size,
         num_micro_batches=shape.num_micro_batches,
         micro_batch_tokens=shape.micro_batch_tokens,
-        cache_bytes=shape.cached_tokens * per_token,
+        cache_bytes=cache_bytes_of(setup, shape),
         weights=placement_of(fractions, "weights"),
         cache=placement_of(fractions, "cache"),
         activations=placement_of(fractions, "activations"),

@@ -34,7 +34,7 @@ from flexgen_helm.runtime.schedule import Turn, block_schedule, turns_of_pass
 from flexgen_helm.runtime.segments import KeptPrefix
 from flexgen_helm.runtime.sequence import max_new_tokens
 from flexgen_helm.runtime.statistics import Cost, free_memory_bytes, peak_memory_bytes
-from flexgen_helm.specs.chunks import READ_AHEAD_BYTES
+from flexgen_helm.specs.chunks import READS_AHEAD
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import GenerationRequest, GenerationResult
 from flexgen_helm.units import format_bytes
@@ -247,7 +247,7 @@ class BlockExecutor:
         read_ahead = ReadAhead(
             self._turns(micro_batches),
             lambda turn: micro_batches[turn.micro_batch].begin_read(turn.layer),
-            most_bytes=READ_AHEAD_BYTES,
+            most_bytes=READS_AHEAD * model.spilled_at_once,
         )
         for step in block_schedule(spec.num_layers, len(micro_batches)):
             read_ahead.advance()

@@ -13,6 +13,7 @@ from flexgen_helm.offload.spill import Spill
 from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.offload.weights import WeightSource
 from flexgen_helm.runtime.detokenizer import Tokenizer
+from flexgen_helm.specs.chunks import MOST_SPILLED_AT_ONCE
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
 
@@ -35,6 +36,9 @@ class Model:
 
     spill: Spill | None = None
     """Where what a policy has on disk is, beside weights."""
+
+    spilled_at_once: int = MOST_SPILLED_AT_ONCE
+    """Bytes of keys, or of values, of a layer that are read from disk at once."""
 
     waiting: Waiting = field(default_factory=Waiting)
     """For disk and link."""

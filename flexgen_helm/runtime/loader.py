@@ -19,6 +19,7 @@ from flexgen_helm.runtime.arrangement import Arrangement
 from flexgen_helm.runtime.detokenizer import Tokenizer
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.specs.budget import MemoryBudget
+from flexgen_helm.specs.chunks import IDLE_READS
 from flexgen_helm.specs.placement import ON_DEVICE, Tier
 
 
@@ -66,6 +67,7 @@ class Loader:
             cache_tiers=[] if on_device else place_cache(spec.num_layers, policy.cache),
             attention_on_host=policy.attention == "host",
             spill=self._spill(arrangement, waiting) if policy.spills else None,
+            spilled_at_once=policy.spilled_at_once(spec.num_layers),
             waiting=waiting,
         )
 
@@ -76,5 +78,6 @@ class Loader:
             self.offload_dir,
             overlap=arrangement.policy.overlap,
             limit_bytes=limit,
+            idle_bytes=IDLE_READS * arrangement.policy.spilled_at_once(self.setup.spec.num_layers),
             waiting=waiting,
         )

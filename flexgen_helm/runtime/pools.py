@@ -19,7 +19,7 @@ from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.segments import Segment
 from flexgen_helm.runtime.sequence import Sequence
-from flexgen_helm.specs.chunks import LEAST_FILLED, SPILLED_AT_ONCE
+from flexgen_helm.specs.chunks import LEAST_FILLED
 
 POOL_READS = 1.5
 """What a pool costs per token beside its sequences, in times a sequence's cache is read."""
@@ -269,7 +269,7 @@ def _most_positions(model: Model) -> float:
     cache_format = model.cache_format
     if not cache_format.spills:
         return math.inf
-    return SPILLED_AT_ONCE / cache_format.bytes_per_position
+    return model.spilled_at_once / cache_format.bytes_per_position
 
 
 def _fit(pools: Sequence_[Pool], size: int) -> bool:

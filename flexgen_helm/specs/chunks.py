@@ -18,16 +18,23 @@ DEQUANTIZED_AT_ONCE = 1 << 20
 """Numbers dequantized at once: what is computed on the way takes several times their bytes, and
 should stay in the CPU's cache."""
 
-SPILLED_AT_ONCE = 32 << 20
-"""Bytes of keys, or of values, of a layer that are read from disk at once: enough for the disk, and
-a few of them are in memory at a time."""
+MOST_SPILLED_AT_ONCE = 32 << 20
+"""Bytes of keys, or of values, of a layer that are read from disk at once, at most: enough for the
+disk, and a few of them are in memory at a time."""
 
-IDLE_BYTES = 2 * SPILLED_AT_ONCE
-"""Bytes of buffers for the disk that are kept for the next who needs one, as memory the system has
-to provide anew is slow: keys and values that have been used make place for those read next."""
+LEAST_SPILLED_AT_ONCE = 4 << 20
+"""With less the disk would not be busy."""
 
-READ_AHEAD_BYTES = 3 * SPILLED_AT_ONCE
-"""Bytes of keys and values that are read before their turn comes, beyond those of the next turn:
+SPILLED_PARTS = 4
+"""Reads that a small cache's keys, or values, of a layer are divided into: its buffers should not
+be larger than itself."""
+
+IDLE_READS = 2
+"""Reads whose buffers for the disk are kept for the next who needs one, as memory the system has to
+provide anew is slow: keys and values that have been used make place for those read next."""
+
+READS_AHEAD = 3
+"""Reads of keys and values that are begun before their turn comes, beyond those of the next turn:
 enough for the disk to be busy while those computed on take longer than theirs took to read."""
 
 WRITES_IN_FLIGHT = 4
@@ -35,3 +42,16 @@ WRITES_IN_FLIGHT = 4
 
 LEAST_FILLED = 0.8
 """Sequences share a pool if the shortest needs at least this part of the longest one's capacity."""
+
+
+def spilled_at_once(cache_bytes: int | None, num_layers: int) -> int:
+    """Return the bytes of keys, or of values, of a layer that are read from disk at once.
+
+    Args:
+        cache_bytes: of the whole KV cache, at most; `None` if it has no limit.
+        num_layers: it is divided into.
+    """
+    if cache_bytes is None:
+        return MOST_SPILLED_AT_ONCE
+    part = cache_bytes // (2 * num_layers * SPILLED_PARTS)
+    return min(MOST_SPILLED_AT_ONCE, max(LEAST_SPILLED_AT_ONCE, part))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from flexgen_helm.errors import InvalidSettingError
+from flexgen_helm.specs.chunks import spilled_at_once
 from flexgen_helm.specs.placement import ON_DEVICE, Placement
 
 PLACED = frozenset({"weights", "cache", "activations"})
@@ -72,6 +73,10 @@ class Policy:
     def spills(self) -> bool:
         """Whether anything beside weights is on disk."""
         return self.cache.disk > 0 or self.activations.disk > 0
+
+    def spilled_at_once(self, num_layers: int) -> int:
+        """Bytes of keys, or of values, of a layer that are read from disk at once."""
+        return spilled_at_once(self.cache_bytes, num_layers)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Policy:

@@ -21,6 +21,8 @@ class RequestLengths:
 
     name: str
     num_requests: int
+    """Sequences: where several completions of a prompt are wanted, each is one."""
+
     prompt_len: float
     """Mean tokens of a prompt."""
 

@@ -49,7 +49,7 @@ def cells(table: pd.DataFrame, columns: Sequence[Column]) -> list[list[str]]:
 def _header(column: Column) -> str:
     """The name, with its unit unless it ends in it already."""
     unit = column.unit
-    named = not unit or column.name.endswith(f"_{unit.replace('/', '_per_')}")
+    named = not unit or f"_{column.name}".endswith(f"_{unit.replace('/', '_per_')}")
     return column.name if named else f"{column.name} ({unit})"
 
 

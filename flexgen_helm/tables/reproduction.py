@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 REPRODUCTION = (
     Column("scenario", "string", "", "paper.scenario"),
-    Column("task", "string", "", "run.task"),
     Column("requests", "Int64", "", "run.requests"),
     Column("prompt_tokens", "Int64", "", "run.prompt_tokens"),
     Column("unique_tokens", "float64", "", "run.computed_prompt_tokens"),
@@ -24,13 +23,14 @@ REPRODUCTION = (
     Column("predicted_minutes", "float64", "minutes", "predicted_minutes"),
     Column("paper_requests", "Int64", "", "paper.num_requests"),
     Column("paper_minutes", "float64", "minutes", "paper.measured_minutes"),
-    Column("s_per_request", "float64", "s", "s_per_request"),
-    Column("paper_s_per_request", "float64", "s", "paper_s_per_request"),
+    Column("request_s", "float64", "s", "request_s"),
+    Column("paper_request_s", "float64", "s", "paper_request_s"),
     Column("peak_memory_bytes", "Int64", "bytes", "run.peak_memory_bytes"),
+    Column("run", "string", "", "run.run"),
 )
 """One row per sub-scenario of the paper's HELM table. `minutes` are those of prefill and decode;
-the paper's contain downloads, loading and metrics, too. `predicted_minutes` are the planner's for
-the machine that was asked for."""
+the paper's contain downloads, loading and metrics, too. `request_s` are the same for each request.
+`predicted_minutes` are the planner's for the machine that was asked for."""
 
 IDENTIFYING = ("subject", "mode", "difficulty")
 """Arguments of a run entry that tell sub-scenarios of one scenario apart."""
@@ -64,8 +64,8 @@ def _rows(
             "run": run,
             "minutes": None if seconds is None else seconds / 60,
             "predicted_minutes": plan.per_scenario[index].minutes if plan else None,
-            "s_per_request": None if seconds is None else seconds / run["requests"],
-            "paper_s_per_request": 60 * row["measured_minutes"] / row["num_requests"],
+            "request_s": None if seconds is None else seconds / run["requests"],
+            "paper_request_s": 60 * row["measured_minutes"] / row["num_requests"],
         }
 
 

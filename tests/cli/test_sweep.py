@@ -77,7 +77,8 @@ def test_fewer_requests_to_plan_for():
     conf = scenarios_dir() / f"{LENGTHS}.conf"
     workload, entries = read_suite(conf), [limited(entry, 10) for entry in read_entries(conf)]
     fewer = [scenario.num_requests for scenario in shortened(workload, entries)]
-    assert fewer == [30, 30, 86, 100, 30, 30, 30]
+    # Canonical perturbations make several of each instance, and WikiFact wants five completions.
+    assert fewer == [150, 152, 86, 100, 30, 30, 30]
     assert shortened(workload, read_entries(conf)) == workload
 
 

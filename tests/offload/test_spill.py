@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from flexgen_helm.errors import DiskFullError, StoreError
 from flexgen_helm.offload.disk import ALIGNMENT
 from flexgen_helm.offload.spill import Buffers, RecordLayout, Spill
-from flexgen_helm.specs.chunks import IDLE_BYTES
 
 
 @pytest.fixture(params=[True, False], ids=["overlap", "serial"])
@@ -157,9 +156,9 @@ def test_buffers_come_back_if_they_fit():
 
 
 def test_buffers_idle_for_longest_are_forgotten():
-    buffers = Buffers()
+    buffers = Buffers(idle_bytes=400)
     for value in range(5):
-        buffers.give(torch.full((), value, dtype=torch.uint8).expand(IDLE_BYTES // 4))
+        buffers.give(torch.full((), value, dtype=torch.uint8).expand(100))
     assert [int(buffer[0]) for buffer in buffers._idle] == [1, 2, 3, 4]
 
 

@@ -71,6 +71,17 @@ def test_a_cache_on_disk_passes_through_memory():
     assert fixed_terms(setup(), Policy())["cache on its way to disk"] == {Tier.HOST: 0}
 
 
+def test_a_small_cache_on_disk_has_small_buffers():
+    """Those of at least the 8 MB that one sequence may have, nine times; and five of 4 MB."""
+    policy = Policy(
+        cache=Placement(disk=1), micro_batch_tokens=512, num_micro_batches=4, cache_bytes=10**8
+    )
+    rows = 4 * 4 * 512 * 2048 * 2 / 0.8
+    assert fixed_terms(setup(), policy)["cache on its way to disk"] == {
+        Tier.HOST: rows + (9 * 8 + 5 * 4) * 2**20
+    }
+
+
 def test_sparse_attention_by_hand():
     """204.8 of 2048 positions, of 512 rows with 32 heads."""
     terms = fixed_terms(setup("top10"), Policy())

@@ -239,3 +239,13 @@ def test_the_peak_on_disk_is_reported(checkpoint, tmp_path):
     assert last.statistics.peak_disk_bytes > last.statistics.cache_bytes > 0
     [*_, last] = run(checkpoint, "none", Policy())
     assert last.statistics.peak_disk_bytes == 0
+
+
+def test_waits_for_the_disk_are_part_of_the_time(checkpoint, tmp_path):
+    on_disk = Policy(weights=Placement(disk=1), cache=Placement(disk=1), overlap=False)
+    results = run(checkpoint, "none", on_disk, offload_dir=tmp_path)
+    costs = [result.statistics for result in results]
+    assert all(0 < cost.disk_wait_s < cost.prefill_s + cost.decode_s for cost in costs)
+    assert all(cost.link_wait_s == 0 for cost in costs)
+    in_memory = [result.statistics for result in run(checkpoint, "none", Policy())]
+    assert all(cost.disk_wait_s == 0 for cost in in_memory)

@@ -80,12 +80,13 @@ def test_pools_are_no_larger_than_a_micro_batch():
 def test_pools_on_disk_are_no_larger_than_what_is_read_at_once(monkeypatch):
     tiers = [(Tier.DISK, Tier.DEVICE)]
     on_disk = SimpleNamespace(
-        **{**vars(MODEL), "cache_format": replace(MODEL.cache_format, tiers=tiers)}
+        **{
+            **vars(MODEL),
+            "cache_format": replace(MODEL.cache_format, tiers=tiers),
+            "spilled_at_once": 40 * 8 * 4,  # keys of 40 positions
+        }
     )
     monkeypatch.setattr(CachePool, "__init__", lambda *_: None)
-    monkeypatch.setattr(
-        "flexgen_helm.runtime.pools.SPILLED_AT_ONCE", 40 * 8 * 4
-    )  # keys of 40 positions
     pools = make_pools([decoding(place) for place in range(5)], 256, on_disk)
     assert [len(pool.members) for pool in pools] == [2, 2, 1], "of 15 positions each"
     long = make_pools([decoding(place, chain_len=90) for place in range(2)], 256, on_disk)

@@ -34,7 +34,7 @@ def test_ours_beside_the_papers(make_run, record, output):
     assert table.columns.tolist() == [column.name for column in REPRODUCTION]
     row, other = table.iloc[0], table.iloc[1]
     assert (row["requests"], row["minutes"]) == (4, 3 / 60)
-    assert row["s_per_request"] == 0.75
-    assert row["paper_s_per_request"] == pytest.approx(600 / 288)
+    assert row["request_s"] == 0.75
+    assert row["paper_request_s"] == pytest.approx(600 / 288)
     assert pd.isna(other["minutes"])
     assert other["paper_minutes"] == 902
