@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
@@ -10,17 +11,50 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flexgen_helm.adapter.limits import MEMORY_VARIABLES, set_limits
 from flexgen_helm.cli.run import helm_command
 from flexgen_helm.errors import CommandError
+from flexgen_helm.tables.run_directories import RUN_FILES
 
-RUN_FILES = (
-    "run_spec.json",
-    "scenario.json",
-    "scenario_state.json",
-    "stats.json",
-    "per_instance_stats.json",
-)
-"""In the order in which HELM writes them; a run that has them all counts as complete."""
+
+def add_helm_options(parser: argparse.ArgumentParser) -> None:
+    """Add where HELM reads and writes, and what memory may be used."""
+    add = parser.add_argument
+    add("-o", "--output-path", type=Path, metavar="DIR", default=Path("benchmark_output"))
+    add("--local-path", type=Path, metavar="DIR", default=Path("prod_env"), help="HELM's own")
+    for tier in MEMORY_VARIABLES:
+        add(f"--{tier}-memory", metavar="SIZE", help=f"of the {tier} that may be used")
+    add("--offload-dir", metavar="DIR", help="for weight stores and what is spilled")
+
+
+def run_suite(suite: str, arguments: Sequence[str], options: argparse.Namespace) -> Path:
+    """Run what is missing of a suite; return the directory of its runs.
+
+    Args:
+        suite: HELM's name for the runs.
+        arguments: of `helm-run`, that say what is run.
+        options: as `add_helm_options` has them.
+
+    Raises:
+        InvalidSettingError: a size is not understood.
+        CommandError: HELM failed, or the output directory cannot be used.
+    """
+    sizes = {tier: getattr(options, f"{tier}_memory") for tier in MEMORY_VARIABLES}
+    set_limits(sizes, options.offload_dir)
+    runs: Path = options.output_path / "runs" / suite
+    for path in drop_torn_files(runs):
+        print(f"{path} was half written: its run is done again")
+    helm_run(
+        [
+            *arguments,
+            *("--suite", suite),
+            *("--output-path", str(options.output_path)),
+            *("--local-path", str(options.local_path)),
+            "--skip-completed-runs",
+        ],
+        log=options.output_path / f"{suite}.log",
+    )
+    return runs
 
 
 def helm_run(arguments: Sequence[str], *, log: Path) -> None:
@@ -35,14 +69,19 @@ def helm_run(arguments: Sequence[str], *, log: Path) -> None:
     """
     command = helm_command(arguments)
     print(f"$ {shlex.join(command)} >> {shlex.quote(str(log))}", flush=True)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as stdout:
-        status = subprocess.run(
-            [sys.executable, "-m", "helm.benchmark.run", *command[1:]],
-            stdout=stdout,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            check=False,
-        ).returncode
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as stdout:
+            status = subprocess.run(
+                [sys.executable, "-m", "helm.benchmark.run", *command[1:]],
+                stdout=stdout,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                check=False,
+            ).returncode
+    except OSError as error:
+        raise CommandError(
+            f"{log} cannot be written ({error.strerror or error}): choose another --output-path"
+        ) from error
     if status != 0:
         raise CommandError(
             f"helm-run ended with status {status}: the reason is at the end of {log}; run the same"

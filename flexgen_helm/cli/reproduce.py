@@ -5,20 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from flexgen_helm.adapter.limits import MEMORY_VARIABLES
 from flexgen_helm.cli.entries import read_entries
-from flexgen_helm.cli.helm_process import drop_torn_files, helm_run
+from flexgen_helm.cli.helm_process import add_helm_options, run_suite
 from flexgen_helm.cli.plan import hardware_named, read_suite, spec_named
+from flexgen_helm.cli.sweep import deployments
 from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.files import write_text_atomically
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.compression import Compression
-from flexgen_helm.specs.deployment import DeploymentSpec
 from flexgen_helm.specs.shipped import scenarios_dir
 from flexgen_helm.specs.workload import Workload
 
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
 
 SUITES = {"paper-7": "paper_7", "paper-7-offline": "paper_7_offline"}
 """What can be reproduced, and the names of its files."""
-
-LENGTHS = "paper_7"
-"""Of the requests of both: perturbed copies are all that differs."""
 
 _INSTANCES = re.compile(r"max_eval_instances=(\d+)")
 
@@ -51,71 +50,48 @@ def add_reproduce_parser(subparsers: argparse._SubParsersAction[argparse.Argumen
     add("--dummy", action="store_true", help="random weights of the model's shape: speed alone")
     add("--tokenizer", type=Path, metavar="DIR", help="of OPT, for --dummy")
     add("-m", "--max-eval-instances", type=int, metavar="N", help="fewer than the paper's")
-    add("-o", "--output-path", type=Path, metavar="DIR", default=Path("benchmark_output"))
-    add("--local-path", type=Path, metavar="DIR", default=Path("prod_env"), help="HELM's own")
-    for tier in ("device", "host", "disk"):
-        add(f"--{tier}-memory", metavar="SIZE", help=f"of the {tier} that may be used")
-    add("--offload-dir", metavar="DIR", help="for weight stores and what is spilled")
+    add_helm_options(parser)
     parser.set_defaults(run=run_reproduce)
 
 
 def run_reproduce(args: argparse.Namespace) -> int:
     """Carry out the command."""
-    from flexgen_helm.adapter.limits import MEMORY_VARIABLES, set_limits
-    from flexgen_helm.bench.conditions import machine_conditions
     from flexgen_helm.tables.collect import efficiency
     from flexgen_helm.tables.plans import plan_text
     from flexgen_helm.tables.render import text_table
     from flexgen_helm.tables.reproduction import REPRODUCTION, reproduction
     from flexgen_helm.tables.write import write_csv, write_parquet
 
-    set_limits({t: getattr(args, f"{t}_memory") for t in MEMORY_VARIABLES}, args.offload_dir)
-    entries = [
-        limited(entry, args.max_eval_instances)
-        for entry in read_entries(scenarios_dir() / f"{SUITES[args.suite]}.conf")
-    ]
-    plan = _plan(args, shortened(read_suite(scenarios_dir() / f"{LENGTHS}.conf"), entries))
+    suite = SUITES[args.suite]
+    conf = scenarios_dir() / f"{suite}.conf"
+    full = read_entries(conf)
+    entries = [limited(entry, args.max_eval_instances) for entry in full]
+    plan = plan_for(args, shortened(read_suite(conf), full, entries))
     if plan is not None:
         print(plan_text(plan), end="\n\n")
-    deployment = DeploymentSpec(
-        checkpoint=str(_dummy(args)) if args.dummy else args.model,
-        compression=Compression.parse(args.compression),
-    ).name
-    suite = SUITES[args.suite]
-    runs = args.output_path / "runs" / suite
-    drop_torn_files(runs)
+    checkpoint = str(_dummy(args)) if args.dummy else args.model
+    [deployment] = deployments(checkpoint, [args.compression])
     start_s = perf_counter()
-    helm_run(
+    runs = run_suite(
+        suite,
         [
             *("--run-entries", *entries),
             *("--models-to-run", deployment),
-            *("--suite", suite),
             *("--max-eval-instances", "1000"),  # every entry has its own
-            *("--output-path", str(args.output_path)),
-            *("--local-path", str(args.local_path)),
-            "--skip-completed-runs",
         ],
-        log=args.output_path / f"{suite}.log",
+        args,
     )
     took_s = perf_counter() - start_s
     costs = efficiency(runs)
-    table = reproduction(costs[costs["deployment"] == deployment], _paper_rows(), plan)
+    table = reproduction(costs[costs["deployment"] == deployment], entries, paper_rows(), plan)
     shown = [column for column in REPRODUCTION if column.name != "run"]
     print(f"\n{text_table(table, shown)}\n")
-    print(f"helm-run took {took_s / 60:.3g} minutes, with loading, instances and metrics")
+    print(f"helm-run took {took_s / 60:.3g} minutes, for what was missing, metrics included")
     out = args.output_path / "tables" / suite
-    conditions = {
-        **machine_conditions(datetime.now(timezone.utc)),
-        "deployment": deployment,
-        "memory": {tier: getattr(args, f"{tier}_memory") for tier in MEMORY_VARIABLES},
-        "entries": entries,
-        "helm_run_s": round(took_s, 1),
-        "predicted_for": args.hardware,
-        "plan": plan.to_dict() if plan else None,
-    }
-    write_text_atomically(out / "conditions.json", json.dumps(conditions, indent=2))
     written = [write_parquet(table, out / "reproduction.parquet")]
     written += [write_csv(table, out / "reproduction.csv"), out / "conditions.json"]
+    conditions = _conditions(args, deployment, entries, plan)
+    write_text_atomically(written[-1], json.dumps(conditions, indent=2))
     for path in written:
         print(f"wrote {path}")
     return 0
@@ -128,16 +104,54 @@ def limited(entry: str, most: int | None) -> str:
     return _INSTANCES.sub(lambda m: f"max_eval_instances={min(most, int(m[1]))}", entry)
 
 
-def shortened(workload: Workload, entries: list[str]) -> Workload:
-    """Return the lengths of as many requests as some entries, in the same order, ask for."""
-    full = [_instances(entry) for entry in read_entries(scenarios_dir() / f"{LENGTHS}.conf")]
+def shortened(workload: Workload, full: Sequence[str], entries: Sequence[str]) -> Workload:
+    """Return the lengths of as many requests as some entries ask for.
+
+    Args:
+        workload: lengths of all requests.
+        full: the entries that ask for these, in the same order.
+        entries: the same with fewer instances.
+    """
     return replace(
         workload,
         scenarios=tuple(
-            replace(lengths, num_requests=max(1, lengths.num_requests * _instances(entry) // all_))
-            for lengths, entry, all_ in zip(workload, entries, full, strict=True)
+            replace(
+                lengths,
+                num_requests=max(1, lengths.num_requests * _instances(entry) // _instances(all_)),
+            )
+            for lengths, all_, entry in zip(workload, full, entries, strict=True)
         ),
     )
+
+
+def plan_for(args: argparse.Namespace, workload: Workload) -> Plan | None:
+    """Plan for the machine that is asked for; `None` where there is no telling its rates.
+
+    Raises:
+        InvalidSettingError: a machine is named for which there can be no plan.
+    """
+    from flexgen_helm.planner.plan import plan
+
+    try:
+        return plan(
+            spec_named(args.model),
+            [Compression.parse(args.compression)],
+            hardware_named(args.hardware),
+            workload,
+            MemoryBudget(device=args.device_memory, host=args.host_memory, disk=args.disk_memory),
+        )
+    except InvalidSettingError as error:
+        if args.hardware is not None:
+            raise
+        print(f"no prediction: {error}\n")
+        return None
+
+
+def paper_rows() -> list[dict[str, Any]]:
+    """Return the rows of the paper's HELM table."""
+    paper = json.loads((scenarios_dir() / "flexgen_paper.json").read_text())
+    rows: list[dict[str, Any]] = paper["helm"]["rows"]
+    return rows
 
 
 def _instances(entry: str) -> int:
@@ -146,21 +160,19 @@ def _instances(entry: str) -> int:
     return int(match[1])
 
 
-def _plan(args: argparse.Namespace, workload: Workload) -> Plan | None:
-    """Plan for the machine that is asked for; `None` where there is no telling its rates."""
-    from flexgen_helm.planner.plan import plan
-    from flexgen_helm.specs.calibration import profile_path
+def _conditions(
+    args: argparse.Namespace, deployment: str, entries: Sequence[str], plan: Plan | None
+) -> dict[str, Any]:
+    from flexgen_helm.bench.conditions import machine_conditions
 
-    if args.hardware is None and not profile_path().is_file():
-        print("no prediction: run flexgen-helm calibrate, or name a machine with --hardware\n")
-        return None
-    return plan(
-        spec_named(args.model),
-        [Compression.parse(args.compression)],
-        hardware_named(args.hardware),
-        workload,
-        MemoryBudget(device=args.device_memory, host=args.host_memory, disk=args.disk_memory),
-    )
+    return {
+        **machine_conditions(datetime.now(timezone.utc)),
+        "deployment": deployment,
+        "memory": {tier: getattr(args, f"{tier}_memory") for tier in MEMORY_VARIABLES},
+        "entries": list(entries),
+        "predicted_for": args.hardware,
+        "plan": plan.to_dict() if plan else None,
+    }
 
 
 def _dummy(args: argparse.Namespace) -> Path:
@@ -174,10 +186,10 @@ def _dummy(args: argparse.Namespace) -> Path:
         )
     size = size_of(args.model)
     directory = (args.output_path / "checkpoints" / f"dummy-opt-{size}").resolve()
-    return write_dummy(f"opt-{size}", tokenizer=args.tokenizer, directory=directory)
-
-
-def _paper_rows() -> list[dict[str, Any]]:
-    paper = json.loads((scenarios_dir() / "flexgen_paper.json").read_text())
-    rows: list[dict[str, Any]] = paper["helm"]["rows"]
-    return rows
+    try:
+        return write_dummy(f"opt-{size}", tokenizer=args.tokenizer, directory=directory)
+    except OSError as error:
+        raise InvalidSettingError(
+            f"{directory} cannot be written ({error.strerror or error}): choose another"
+            " --output-path"
+        ) from error

@@ -42,12 +42,12 @@ def run_stage(args: argparse.Namespace) -> int:
     from flexgen_helm.staging.stage import stage
 
     failed = 0
-    for scenario in scenario_names(args.scenarios):
+    for scenario, needed in scenarios_named(args.scenarios).items():
         if scenario in NEED_NOTHING:
             print(f"{scenario}: needs no data")
             continue
         try:
-            staged = stage(scenario, args.source, args.output_path / "scenarios")
+            staged = stage(scenario, args.source, args.output_path / "scenarios", needed=needed)
         except StagingError as error:
             failed += 1
             print(f"{scenario}: {error}", file=sys.stderr)
@@ -57,13 +57,18 @@ def run_stage(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def scenario_names(named: list[str]) -> list[str]:
-    """Return the scenarios that are named, or that the entries of a named file are of."""
-    from flexgen_helm.cli.entries import read_entries
-    from flexgen_helm.staging.layouts import scenario_of_entry
+def scenarios_named(named: list[str]) -> dict[str, list[str]]:
+    """Return the scenarios that are named, or that a named file has entries of.
 
-    names: dict[str, None] = {}
+    Returns:
+        scenario -> files its entries need beside those that every entry needs.
+    """
+    from flexgen_helm.cli.entries import read_entries
+    from flexgen_helm.staging.layouts import files_of_entry, scenario_of_entry
+
+    needed: dict[str, dict[str, None]] = {}
     for name in named:
-        entries = read_entries(Path(name)) if name.endswith(".conf") else [name]
-        names |= dict.fromkeys(map(scenario_of_entry, entries))
-    return list(names)
+        for entry in read_entries(Path(name)) if name.endswith(".conf") else [name]:
+            files = needed.setdefault(scenario_of_entry(entry), {})
+            files |= dict.fromkeys(files_of_entry(entry))
+    return {scenario: list(files) for scenario, files in needed.items()}

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from flexgen_helm.cli.helm_process import drop_torn_files, helm_run
+from flexgen_helm.cli.entries import read_entries
+from flexgen_helm.cli.helm_process import add_helm_options, run_suite
 from flexgen_helm.errors import InvalidSettingError
+from flexgen_helm.files import write_text_atomically
 from flexgen_helm.specs.compression import Compression
-from flexgen_helm.specs.deployment import PREFIX, DeploymentSpec
+from flexgen_helm.specs.deployment import DTYPE_SUFFIXES, PREFIX, DeploymentSpec
 
 SETTINGS = "none,w8,w4,w4-kv4,w3,w2-kv2"
+
+SIZE_FILE = "size.json"
+"""Beside the tables: what HELM's run names do not say, and must be the same when it goes on."""
 
 
 def add_sweep_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,55 +34,47 @@ def add_sweep_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
     add("--model", required=True, help="such as opt-30b, a hub id, or a checkpoint's directory")
     add("--settings", metavar="LABELS", default=SETTINGS, help="separated by commas")
     add("-c", "--conf", type=Path, required=True, help="run entries without a model")
-    add("--suite", metavar="NAME", help="HELM's name for the runs (default: that of the conf)")
-    add("-m", "--max-eval-instances", type=int, metavar="N", default=1000)
-    add("-t", "--num-train-trials", type=int, metavar="N", default=1)
-    add("-o", "--output-path", type=Path, metavar="DIR", default=Path("benchmark_output"))
-    add("--local-path", type=Path, metavar="DIR", default=Path("prod_env"), help="HELM's own")
+    add("--suite", metavar="NAME", help="HELM's name for the runs (that of the conf)")
+    add("-m", "--max-eval-instances", type=int, metavar="N", default=1000, help="of each entry")
+    add("-t", "--num-train-trials", type=int, metavar="N", help="instead of each entry's own")
     add("--reference", metavar="LABEL", help="setting others are compared with (the first one)")
-    add("--dtype", metavar="NAME", default="auto", help="compute dtype of all settings")
-    for tier in ("device", "host", "disk"):
-        add(f"--{tier}-memory", metavar="SIZE", help=f"of the {tier} that may be used")
-    add("--offload-dir", metavar="DIR", help="for weight stores and what is spilled")
+    add("--dtype", choices=DTYPE_SUFFIXES, default="auto", help="compute dtype of all settings")
+    add_helm_options(parser)
     parser.set_defaults(run=run_sweep)
 
 
 def run_sweep(args: argparse.Namespace) -> int:
     """Carry out the command."""
-    from flexgen_helm.adapter.limits import MEMORY_VARIABLES, set_limits
     from flexgen_helm.cli.tables import print_comparison, write_all
 
     settings = [Compression.parse(label).label for label in args.settings.split(",")]
-    reference = args.reference or settings[0]
+    reference = Compression.parse(args.reference).label if args.reference else settings[0]
     check(args, settings, reference)
-    set_limits({t: getattr(args, f"{t}_memory") for t in MEMORY_VARIABLES}, args.offload_dir)
     suite = args.suite or args.conf.stem
-    runs = args.output_path / "runs" / suite
-    for path in drop_torn_files(runs):
-        print(f"{path} was half written: its run is done again")
-    helm_run(
+    tables = args.output_path / "tables" / suite
+    keep_size(args, suite, tables / SIZE_FILE)
+    swept = deployments(args.model, settings, args.dtype)
+    trials = args.num_train_trials
+    runs = run_suite(
+        suite,
         [
             *("--conf-paths", str(args.conf)),
-            *("--models-to-run", *deployments(args.model, settings, args.dtype)),
-            *("--suite", suite),
+            *("--models-to-run", *swept),
             *("--max-eval-instances", str(args.max_eval_instances)),
-            *("--num-train-trials", str(args.num_train_trials)),
-            *("--output-path", str(args.output_path)),
-            *("--local-path", str(args.local_path)),
-            "--skip-completed-runs",
+            *(("--num-train-trials", str(trials)) if trials else ()),
         ],
-        log=args.output_path / f"{suite}.log",
+        args,
     )
     print()
-    comparison = print_comparison(runs, reference=reference)
+    comparison = print_comparison(runs, reference=reference, deployments=swept)
     print()
     title = f"{args.model}: {suite} under {len(settings)} compression settings"
-    for path in write_all(comparison, runs, args.output_path / "tables" / suite, title):
+    for path in write_all(comparison, tables, title):
         print(f"wrote {path}")
     return 0
 
 
-def deployments(model: str, settings: list[str], dtype: str = "auto") -> list[str]:
+def deployments(model: str, settings: Sequence[str], dtype: str = "auto") -> list[str]:
     """Return the deployments of a model under some settings."""
     return [
         DeploymentSpec(
@@ -87,12 +86,12 @@ def deployments(model: str, settings: list[str], dtype: str = "auto") -> list[st
     ]
 
 
-def check(args: argparse.Namespace, settings: list[str], reference: str) -> None:
+def check(args: argparse.Namespace, settings: Sequence[str], reference: str) -> None:
     """Check what can be checked before anything is run.
 
     Raises:
-        InvalidSettingError: a setting is named twice, the reference is none of them, or there is no
-            such conf.
+        InvalidSettingError: a setting is named twice, the reference is none of them, there is no
+            such conf, or its entries name models of their own.
     """
     if len(set(settings)) < len(settings):
         raise InvalidSettingError(
@@ -103,8 +102,35 @@ def check(args: argparse.Namespace, settings: list[str], reference: str) -> None
             f"--reference {reference} is not among the settings {', '.join(settings)}: add it, or"
             " choose one of them"
         )
-    if not args.conf.is_file():
+    named = [entry for entry in read_entries(args.conf) if "model=" in entry]
+    if named:
         raise InvalidSettingError(
-            f"--conf {args.conf} is not there: name a file of run entries, such as"
-            " scenarios/compression_sweep.conf"
+            f"{args.conf} names models ({named[0]}): leave them out, --model is swept"
+        )
+
+
+def keep_size(args: argparse.Namespace, suite: str, file: Path) -> None:
+    """Note how many instances and trials a sweep has, or check that they are those it began with.
+
+    Raises:
+        InvalidSettingError: they are others, so that what is there could not be compared.
+    """
+    size = {
+        "max_eval_instances": args.max_eval_instances,
+        "num_train_trials": args.num_train_trials,
+    }
+    if not file.is_file():
+        try:
+            write_text_atomically(file, json.dumps(size))
+        except OSError as error:
+            raise InvalidSettingError(
+                f"{file} cannot be written ({error.strerror or error}): choose another"
+                " --output-path"
+            ) from error
+        return
+    begun = json.loads(file.read_text(encoding="utf-8"))
+    if begun != size:
+        raise InvalidSettingError(
+            f"suite {suite} was begun with {begun}, this is {size}: its runs could not be compared,"
+            " choose another --suite"
         )

@@ -132,23 +132,28 @@ def run_compare(args: argparse.Namespace) -> int:
     if args.out is not None:
         models = ", ".join(sorted(comparison.settings["model"].unique()))
         print()
-        for path in write_all(comparison, args.runs, args.out, f"Compression settings of {models}"):
+        for path in write_all(comparison, args.out, f"Compression settings of {models}"):
             print(f"wrote {path}")
     return 0
 
 
 def print_comparison(
-    runs: Path, *, metric: str | None = None, reference: str = "none", markdown: bool = False
+    runs: Path,
+    *,
+    metric: str | None = None,
+    reference: str = "none",
+    deployments: Sequence[str] | None = None,
+    markdown: bool = False,
 ) -> Comparison:
-    """Print the comparison of the runs in a directory, and return all of it."""
+    """Print the comparison of the runs in a directory, and return all of it; see `compare`."""
     from flexgen_helm.tables.columns import COMPARISON, OVERALL
     from flexgen_helm.tables.compare import compare
     from flexgen_helm.tables.render import markdown_table, text_table
 
     with _plain_warnings():
-        comparison = compare(runs, metric=metric, reference=reference)
+        comparison = compare(runs, metric=metric, reference=reference, deployments=deployments)
     render = markdown_table if markdown else text_table
-    settings, overall = comparison
+    settings, overall, _ = comparison
     print(render(settings, _shown(COMPARISON, COMPARISON_NAMES, settings)))
     if overall["tasks"].gt(1).any():
         names = [column.name for column in OVERALL]
@@ -157,15 +162,12 @@ def print_comparison(
     return comparison
 
 
-def write_all(comparison: Comparison, runs: Path, out: Path, title: str) -> list[Path]:
+def write_all(comparison: Comparison, out: Path, title: str) -> list[Path]:
     """Write the tables, plots and the report of a comparison; return the files."""
-    from flexgen_helm.tables.collect import efficiency
     from flexgen_helm.tables.report import write_report
     from flexgen_helm.tables.write import write_comparison
 
-    with _plain_warnings():
-        written = write_comparison(comparison, runs, out)
-        return [*written, *write_report(comparison, efficiency(runs), out, title=title)]
+    return [*write_comparison(comparison, out), *write_report(comparison, out, title=title)]
 
 
 def _shown(columns: Sequence[Column], names: Sequence[str], table: pd.DataFrame) -> list[Column]:

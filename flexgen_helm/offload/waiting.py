@@ -15,7 +15,7 @@ class Waited(NamedTuple):
     """Reads, and writes the disk could not keep up with."""
 
     link_s: float
-    """Copies between device and host."""
+    """Weights being copied to the device, with what it had to finish first."""
 
 
 class Waiting:
@@ -40,7 +40,7 @@ class Waiting:
 
     @contextmanager
     def for_link(self) -> Iterator[None]:
-        """Count what is done meanwhile as waiting for copies between device and host."""
+        """Count what is done meanwhile as waiting for weights being copied to the device."""
         start_s = time.perf_counter()
         try:
             yield

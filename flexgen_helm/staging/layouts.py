@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,18 +98,19 @@ LAYOUTS: Mapping[str, Layout] = {
     "imdb": Layout(
         files={
             "data/train/pos/*.txt": check_text,
+            "data/train/neg/*.txt": check_text,
             "data/test/pos/*.txt": check_text,
+            "data/test/neg/*.txt": check_text,
             "data/*_original.tsv": check_text,
             "data/*_contrast.tsv": check_text,
             "data/imdb_scenario_pinned_file_order.json": check_json,
-        },
-        optional={"data/train/neg/*.txt": check_text, "data/test/neg/*.txt": check_text},
+        }
     ),
     "mmlu": Layout(
         files={"data/dev/*.csv": check_csv, "data/test/*.csv": check_csv},
         optional={"data/val/*.csv": check_csv, "data/auxiliary_train/*.csv": check_csv},
     ),
-    "summarization": Layout(files={"data/xsum*.pk": check_pickle}),
+    "summarization": Layout(files={"data/*.pk": check_pickle}),
     "wikifact": Layout(
         files={
             f"data/{split}.jsonl": check_lines_of("property", "template", "result_names")
@@ -123,17 +124,29 @@ LAYOUTS: Mapping[str, Layout] = {
 NEED_NOTHING = frozenset({"dyck_language", "synthetic_reasoning", "synthetic_reasoning_natural"})
 """Scenarios that make up their instances."""
 
-_SCENARIOS_OF_ENTRIES = {
-    "summarization_xsum": "summarization",
-    "summarization_xsum_sampled": "summarization",
-    "summarization_xsum_rouge": "summarization",
+_SUMMARIZATION = {
+    "summarization_xsum": "xsum",
+    "summarization_xsum_sampled": "xsum-sampled",
+    "summarization_xsum_rouge": "xsum-sampled",
 }
+"""Run entries of the scenario, and the names of their texts."""
 
 
 def scenario_of_entry(entry: str) -> str:
     """Return HELM's name of the scenario of a run entry such as ``mmlu:subject=anatomy``."""
     name = entry.partition(":")[0]
-    return _SCENARIOS_OF_ENTRIES.get(name, name)
+    return "summarization" if name in _SUMMARIZATION else name
+
+
+def files_of_entry(entry: str) -> list[str]:
+    """Return the files that a run entry needs beside those of every entry of its scenario."""
+    name, _, arguments = entry.partition(":")
+    if name in _SUMMARIZATION:
+        return [f"data/{_SUMMARIZATION[name]}.pk"]
+    subject = dict(part.partition("=")[::2] for part in arguments.split(",")).get("subject")
+    if name == "mmlu" and subject:
+        return [f"data/{split}/{subject}_{split}.csv" for split in ("dev", "test")]
+    return []
 
 
 def layout_of(scenario: str) -> Layout:
@@ -145,19 +158,24 @@ def layout_of(scenario: str) -> Layout:
     if scenario not in LAYOUTS:
         raise StagingError(
             f"where scenario {scenario!r} looks for its data is not known, only that of"
-            f" {', '.join(LAYOUTS)}: put it below benchmark_output/scenarios/{scenario} yourself"
+            f" {', '.join(LAYOUTS)}: put them yourself where HELM would download them to"
         )
     return LAYOUTS[scenario]
 
 
-def check_files(directory: Path, layout: Layout) -> list[Path]:
+def check_files(directory: Path, layout: Layout, needed: Sequence[str] = ()) -> list[Path]:
     """Return the files of a scenario below a directory, relative to it, after reading them.
+
+    Args:
+        directory: where they are.
+        layout: of the scenario.
+        needed: files that must be there beside those of the layout.
 
     Raises:
         StagingError: one is missing, or not what HELM reads.
     """
     found: list[Path] = []
-    missing = []
+    missing = [file for file in needed if not (directory / file).is_file()]
     for pattern, check in {**layout.files, **(layout.optional or {})}.items():
         files = sorted(path for path in directory.glob(pattern) if path.is_file())
         if not files and pattern in layout.files:
@@ -173,10 +191,17 @@ def check_files(directory: Path, layout: Layout) -> list[Path]:
     return found
 
 
+_DAMAGED = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError),
+    *(csv.Error, pickle.UnpicklingError),
+)
+"""What reading a file raises that is not what it should be."""
+
+
 def _check(path: Path, check: Check) -> None:
     try:
         check(path)
-    except (ValueError, TypeError, KeyError, IndexError, pickle.UnpicklingError) as error:
+    except _DAMAGED as error:
         raise StagingError(
             f"{path} is not what HELM reads ({error}): get it anew, it is left where it is"
         ) from error

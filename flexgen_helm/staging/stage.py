@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,14 @@ class Staged:
     note: str = ""
 
 
-def stage(scenario: str, source: str, scenarios: Path, *, load: LoadRows = load_rows) -> Staged:
+def stage(
+    scenario: str,
+    source: str,
+    scenarios: Path,
+    *,
+    needed: Sequence[str] = (),
+    load: LoadRows = load_rows,
+) -> Staged:
     """Put a scenario's data where HELM looks for it. What is there already is not touched.
 
     Args:
@@ -40,6 +47,7 @@ def stage(scenario: str, source: str, scenarios: Path, *, load: LoadRows = load_
             below it; or one that `datasets` reads, or a data set of the hub, with the columns of
             the one that is known; or ``hub`` for that one.
         scenarios: HELM's directory, ``benchmark_output/scenarios``.
+        needed: files, beside those every scenario of the name needs, that must be there.
         load: what loads a split of a data set.
 
     Raises:
@@ -50,11 +58,12 @@ def stage(scenario: str, source: str, scenarios: Path, *, load: LoadRows = load_
     target = scenarios / scenario
     note = ""
     if directory is not None:
-        for file in check_files(directory, layout):
+        for file in check_files(directory, layout, needed):
             _put(target / file, partial(shutil.copyfile, directory / file))
     else:
         note = _from_data_set(scenario, source, target, load)
-    return Staged(scenario=scenario, source=source, files=check_files(target, layout), note=note)
+    files = check_files(target, layout, needed)
+    return Staged(scenario=scenario, source=source, files=files, note=note)
 
 
 def _laid_out(directory: Path, scenario: str) -> Path | None:
@@ -80,7 +89,7 @@ def _from_data_set(scenario: str, name: str, target: Path, load: LoadRows) -> st
     try:
         # All of it first: nothing is left behind of a data set that lacks a split or a column.
         files = dict(known.files(lambda split: load(given or known.name, config, split)))
-    except (StagingError, KeyError) as error:
+    except (StagingError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
         raise StagingError(
             f"{given or known.name} has neither HELM's files"

@@ -104,7 +104,7 @@ several requests share is computed once. Rows are those of matrix products: `pad
 token, and `mean_decode_rows` says how large the batches were in which tokens were generated.
 `request_s` is prefill and decode together or, without a run record, the sum of HELM's request
 times, which overlap when HELM asked from several threads; `disk_wait_s` and `link_wait_s` are the
-part of it in which computing stood still for the disk, or for copies between device and host. What
+part of it in which computing stood still for the disk, or for weights being copied to a GPU. What
 was `predicted` and `planned` is there where the machine has been calibrated, or a memory budget was
 given."""
 
@@ -164,11 +164,12 @@ OVERALL = (
     Column("throughput_ratio", "float64", "", "against_reference.throughput_ratio"),
     Column("request_s", "float64", "s", "cost.request_s"),
     Column("weight_bytes", "Int64", "bytes", "run.weight_bytes"),
-    Column("cache_bytes_per_token", "float64", "bytes/token", "run.cache_bytes_per_token"),
+    Column("cache_bytes_per_token", "float64", "bytes/token", "cost.cache_bytes_per_token"),
     Column("peak_memory_bytes", "Int64", "bytes", "cost.peak_memory_bytes"),
 )
 """One row per setting: means over the tasks that all settings of its model have, each of equal
-weight, and what these cost together. The interval is a bootstrap within each task."""
+weight, and what these cost together; without tasks whose scores are no parts of 1, such as bits per
+byte. The interval is a bootstrap within each task."""
 
 
 UNQUANTIZED_BITS = 16

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from flexgen_helm.errors import TablesError
+from flexgen_helm.specs.compression import Compression
 from flexgen_helm.tables.collect import costs_of, metrics_of
 from flexgen_helm.tables.columns import (
     COMPARISON,
@@ -27,12 +29,13 @@ from flexgen_helm.tables.instances import (
     read_answers,
     read_scores,
 )
+from flexgen_helm.tables.main_metrics import UNBOUNDED_METRICS
 from flexgen_helm.tables.run_directories import complete_runs
 from flexgen_helm.tables.scores import Score, Totals, require_known, score_of, totals_of
 from flexgen_helm.tables.statistics import Scores, compare_pairs, holm, interval_of, resampled_means
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 AS_IT_IS = "none"
@@ -47,6 +50,9 @@ class Comparison(NamedTuple):
 
     overall: pd.DataFrame
     """One row per setting, columns `columns.OVERALL`."""
+
+    costs: pd.DataFrame
+    """One row per run, columns `columns.EFFICIENCY`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +82,11 @@ class _Run:
             *_setting_order(cost),
             cost["run"],
         )
+
+    @property
+    def score_is_part(self) -> bool:
+        """Whether its score is a part of 1 and better if larger, as most of HELM's are."""
+        return self.score is not None and self.score.metric not in UNBOUNDED_METRICS
 
     @property
     def name(self) -> str:
@@ -145,7 +156,11 @@ class _Pair:
 
 
 def compare(
-    path: str | Path, *, metric: str | None = None, reference: str = AS_IT_IS
+    path: str | Path,
+    *,
+    metric: str | None = None,
+    reference: str = AS_IT_IS,
+    deployments: Collection[str] | None = None,
 ) -> Comparison:
     """Compare settings: scores, answers and costs of every run with those of its reference.
 
@@ -159,22 +174,34 @@ def compare(
         path: HELM's output directory, its ``runs`` folder, one suite or one run.
         metric: name of a HELM metric; without it, the main metric of each scenario.
         reference: compression label of the reference.
+        deployments: those that are looked at; all of them if left out.
 
     Returns:
         One row per run, sorted by suite, scenario, task, model and from uncompressed to most
-        compressed; and one row per setting, over the tasks that all settings of its model have.
+        compressed; one row per setting, over the tasks that all settings of its model have, but
+        for those whose scores are not parts of 1; and what each run cost.
 
     Raises:
-        TablesError: no complete run, a damaged file, or no run that has `metric`.
+        TablesError: no complete run, a damaged file, no run that has `metric`, or none of a
+            reference that is not the usual one.
     """
     directories = complete_runs(path)
+    costs = costs_of(directories)
+    if deployments is not None:
+        kept = costs["deployment"].isin(deployments)
+        directories = [run for run, keep in zip(directories, kept, strict=True) if keep]
+        costs = costs[kept].reset_index(drop=True)
     totals = totals_of(metrics_of(directories))
     if metric is not None:
         require_known(metric, totals)
-    runs = sorted(_runs(directories, totals, metric), key=lambda run: run.order)
-    pairs = list(_pairs(runs, reference))
+    if reference != AS_IT_IS:
+        _require_reference(Compression.parse(reference).label, costs)
+    runs = sorted(_runs(directories, costs, totals, metric), key=lambda run: run.order)
+    pairs = list(_pairs(runs, Compression.parse(reference).label))
     return Comparison(
-        settings=frame_of(COMPARISON, _rows(pairs)), overall=frame_of(OVERALL, _overall_rows(pairs))
+        settings=frame_of(COMPARISON, _rows(pairs)),
+        overall=frame_of(OVERALL, _overall_rows(pairs)),
+        costs=costs,
     )
 
 
@@ -185,9 +212,19 @@ def compare_settings(
     return compare(path, metric=metric, reference=reference).settings
 
 
-def _runs(directories: Sequence[Path], totals: Totals, metric: str | None) -> Iterator[_Run]:
-    rows = costs_of(directories).to_dict("records")
-    for directory, row in zip(directories, rows, strict=True):
+def _require_reference(reference: str, costs: pd.DataFrame) -> None:
+    labels = sorted(costs["compression"].dropna().unique())
+    if reference not in labels:
+        raise TablesError(
+            f"reference {reference!r} is the setting of none of the runs: use one of"
+            f" {', '.join(labels)}"
+        )
+
+
+def _runs(
+    directories: Sequence[Path], costs: pd.DataFrame, totals: Totals, metric: str | None
+) -> Iterator[_Run]:
+    for directory, row in zip(directories, costs.to_dict("records"), strict=True):
         cost = {str(name): value for name, value in row.items() if not pd.isna(value)}
         identity = {name: cost[name] for name in ("suite", "run", "scenario")}
         yield _Run(directory, cost, score_of(**identity, totals=totals, metric=metric))
@@ -262,7 +299,7 @@ def _overall_rows(pairs: Sequence[_Pair]) -> Iterator[Sources]:
     """Rows of the models of each suite, setting by setting."""
     models: defaultdict[Hashable, list[_Pair]] = defaultdict(list)
     for pair in pairs:
-        if pair.difference is not None:
+        if pair.difference is not None and pair.run.score_is_part:
             models[pair.run.cost["suite"], pair.run.cost["model"]].append(pair)
     for model in models.values():
         settings: defaultdict[tuple[Any, ...], dict[str, _Pair]] = defaultdict(dict)
@@ -307,11 +344,15 @@ def _sum_of_costs(costs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         values = [cost.get(name) for cost in listed]
         return None if None in values else values
 
+    cached, tokens_cached = (
+        sum(cost.get(name, 0) for cost in listed) for name in ("cache_bytes", "cached_tokens")
+    )
     seconds, tokens, peaks = map(known, ("request_s", "generated_tokens", "peak_memory_bytes"))
     return {
         "request_s": sum(seconds) if seconds else None,
         "throughput": sum(tokens) / sum(seconds) if tokens and seconds and sum(seconds) else None,
         "peak_memory_bytes": max(peaks) if peaks else None,
+        "cache_bytes_per_token": cached / tokens_cached if tokens_cached else None,
     }
 
 

@@ -59,6 +59,9 @@ FALLBACK_METRICS = (
 """Tried in this order for other scenarios, and where a run lacks the main metric of its scenario.
 Every generating run has bits per byte (of what it generated), so it comes last."""
 
+UNBOUNDED_METRICS = frozenset({"bits_per_byte", "logprob", "logprob_per_byte", "perplexity"})
+"""Metrics that are no parts of 1, or the better the smaller: no mean over scenarios has them."""
+
 SPLITS = ("test", "valid", "")
 """Split a score is taken from, the first that a run has; empty: a metric over the whole run."""
 

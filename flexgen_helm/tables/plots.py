@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from numpy.typing import NDArray
 
 from flexgen_helm.files import write_atomically
 from flexgen_helm.tables.columns import UNQUANTIZED_BITS
@@ -103,7 +104,8 @@ def differences(settings: pd.DataFrame) -> Figure | None:
     if rows.empty:
         return None
     tasks = list(dict.fromkeys(rows["task"]))
-    labels = list(dict.fromkeys(setting_labels(rows)))
+    rows = rows.assign(label=setting_labels(rows))
+    labels = list(dict.fromkeys(rows["label"]))
     across = max(1, min(len(tasks), TASKS_PER_ROW))
     down = max(1, ceil(len(tasks) / across))
     height = 1.1 + 0.32 * len(labels)
@@ -112,9 +114,9 @@ def differences(settings: pd.DataFrame) -> Figure | None:
         panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
         for panel, task in zip(panels, tasks, strict=False):
             of_task = rows[rows["task"] == task]
-            places = [labels.index(label) for label in setting_labels(of_task)]
+            places = [labels.index(label) for label in of_task["label"]]
             panel.errorbar(
-                of_task["difference"],
+                of_task["difference"].to_numpy(),
                 places,
                 xerr=_whiskers(of_task),
                 fmt="o",
@@ -133,7 +135,7 @@ def differences(settings: pd.DataFrame) -> Figure | None:
 
 
 def times(costs: pd.DataFrame) -> Figure | None:
-    """Return where the time of each run went: computing, or waiting for the disk or the link.
+    """Return where the time of each run went: computing, or waiting for the disk or for copies.
 
     Args:
         costs: rows with the columns `columns.EFFICIENCY`; without any time there is nothing to
@@ -149,7 +151,7 @@ def times(costs: pd.DataFrame) -> Figure | None:
     rows = rows.loc[by_setting.index]
     waits = {
         "waiting for the disk": (rows["disk_wait_s"].fillna(0), DISK),
-        "waiting for device-host copies": (rows["link_wait_s"].fillna(0), LINK),
+        "waiting for weights to be copied to the device": (rows["link_wait_s"].fillna(0), LINK),
     }
     computing = rows["request_s"] - sum(wait for wait, _ in waits.values())
     parts = {"computing": (computing.clip(lower=0), COMPUTING), **waits}
@@ -190,9 +192,8 @@ def save(figure: Figure, to: Any, *, kind: str) -> None:
 
 
 def _scores_against(panel: Axes, axis: _Axis, rows: pd.DataFrame, model: str) -> None:
-    x, y = rows[axis.column].astype(float), rows["score"].astype(float)
-    low, high = _whiskers(rows)
-    panel.errorbar(x, y, yerr=(low, high), fmt="o", capsize=3, label=model)
+    x, y = (rows[name].to_numpy(dtype=float) for name in (axis.column, "score"))
+    panel.errorbar(x, y, yerr=_whiskers(rows), fmt="o", capsize=3, label=model)
     spans = (float(np.ptp(x)) or 1.0, float(np.ptp(y)) or 1.0) if len(rows) else (1.0, 1.0)
     for place, labels in _joined(zip(x, y, strict=True), setting_labels(rows), spans):
         text = ", ".join(labels)
@@ -216,11 +217,11 @@ def _joined(
     return joined
 
 
-def _whiskers(rows: pd.DataFrame) -> tuple[pd.Series[float], pd.Series[float]]:
-    """How far an interval reaches below and above; not at all where there is none."""
+def _whiskers(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """How far intervals reach below and above [2, n]; not at all where there is none."""
     low = (rows["difference"] - rows["difference_low"]).fillna(0).clip(lower=0)
     high = (rows["difference_high"] - rows["difference"]).fillna(0).clip(lower=0)
-    return low, high
+    return np.array([low, high], dtype=float)
 
 
 def setting_labels(rows: pd.DataFrame) -> Sequence[str]:

@@ -65,31 +65,27 @@ CAPTIONS = {
 """Names of the pictures, and what they show."""
 
 
-def write_report(
-    comparison: Comparison, costs: pd.DataFrame, out: Path, *, title: str
-) -> list[Path]:
+def write_report(comparison: Comparison, out: Path, *, title: str) -> list[Path]:
     """Write a report, and its pictures as PNG and SVG; return the files.
 
     Args:
         comparison: what `compare` returned.
-        costs: efficiency table of the same runs.
         out: directory for the files; made if it does not exist.
         title: heading of the report.
 
     Raises:
         TablesError: `out` cannot be written to.
     """
-    settings, overall = comparison
     drawn = {
-        "pareto": plots.pareto(overall),
-        "differences": plots.differences(settings),
-        "times": plots.times(costs),
+        "pareto": plots.pareto(comparison.overall),
+        "differences": plots.differences(comparison.settings),
+        "times": plots.times(comparison.costs),
     }
     figures = {name: figure for name, figure in drawn.items() if figure is not None}
     try:
         written = plots.write_plots(figures, out)
         page = out / "report.html"
-        write_text_atomically(page, _page(comparison, costs, figures, title))
+        write_text_atomically(page, _page(comparison, figures, title))
     except OSError as error:
         raise TablesError(
             f"{str(out)!r} cannot be written to ({error.strerror or error}): name another directory"
@@ -97,9 +93,7 @@ def write_report(
     return [*written, page]
 
 
-def _page(
-    comparison: Comparison, costs: pd.DataFrame, figures: Mapping[str, Figure], title: str
-) -> str:
+def _page(comparison: Comparison, figures: Mapping[str, Figure], title: str) -> str:
     environment = Environment(
         loader=PackageLoader("flexgen_helm.tables", "."),
         autoescape=True,
@@ -107,7 +101,7 @@ def _page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    settings, overall = comparison
+    settings, overall, costs = comparison
     return environment.get_template(TEMPLATE).render(
         title=title,
         version=metadata.version("flexgen_helm"),

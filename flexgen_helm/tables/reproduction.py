@@ -23,60 +23,62 @@ REPRODUCTION = (
     Column("predicted_minutes", "float64", "minutes", "predicted_minutes"),
     Column("paper_requests", "Int64", "", "paper.num_requests"),
     Column("paper_minutes", "float64", "minutes", "paper.measured_minutes"),
-    Column("request_s", "float64", "s", "request_s"),
-    Column("paper_request_s", "float64", "s", "paper_request_s"),
+    Column("mean_request_s", "float64", "s", "mean_request_s"),
+    Column("paper_mean_request_s", "float64", "s", "paper_mean_request_s"),
     Column("peak_memory_bytes", "Int64", "bytes", "run.peak_memory_bytes"),
     Column("run", "string", "", "run.run"),
 )
 """One row per sub-scenario of the paper's HELM table. `minutes` are those of prefill and decode;
-the paper's contain downloads, loading and metrics, too. `request_s` are the same for each request.
+the paper's contain downloads, loading and metrics, too.
 `predicted_minutes` are the planner's for the machine that was asked for."""
 
-IDENTIFYING = ("subject", "mode", "difficulty")
-"""Arguments of a run entry that tell sub-scenarios of one scenario apart."""
+IDENTIFYING = ("subject", "mode", "difficulty", "max_eval_instances", "num_train_trials")
+"""Arguments of a run entry that tell its runs from others of the scenario."""
 
 
 def reproduction(
-    costs: pd.DataFrame, paper: Sequence[Mapping[str, Any]], plan: Plan | None
+    costs: pd.DataFrame,
+    entries: Sequence[str],
+    paper: Sequence[Mapping[str, Any]],
+    plan: Plan | None,
 ) -> pd.DataFrame:
     """Set runs beside the paper's rows; what was not run has only the paper's figures.
 
     Args:
         costs: efficiency table of the runs.
+        entries: run entries of the paper's scenarios, in the same order.
         paper: rows of the paper's table.
         plan: for the machine that was asked for, with the paper's scenarios in the same order.
     """
-    return frame_of(REPRODUCTION, _rows(costs, paper, plan))
+    return frame_of(REPRODUCTION, _rows(costs, entries, paper, plan))
 
 
 def _rows(
-    costs: pd.DataFrame, paper: Sequence[Mapping[str, Any]], plan: Plan | None
+    costs: pd.DataFrame,
+    entries: Sequence[str],
+    paper: Sequence[Mapping[str, Any]],
+    plan: Plan | None,
 ) -> Iterator[Mapping[str, Any]]:
     runs = [
         {str(name): value for name, value in row.items() if not pd.isna(value)}
         for row in costs.to_dict("records")
     ]
-    for index, row in enumerate(paper):
-        run = next((run for run in runs if is_of(str(run["run"]), row["scenario"])), {})
+    for index, (entry, row) in enumerate(zip(entries, paper, strict=True)):
+        run = next((run for run in runs if is_of(str(run["run"]), entry)), {})
         seconds = run.get("request_s")
         yield {
             "paper": row,
             "run": run,
             "minutes": None if seconds is None else seconds / 60,
             "predicted_minutes": plan.per_scenario[index].minutes if plan else None,
-            "request_s": None if seconds is None else seconds / run["requests"],
-            "paper_request_s": 60 * row["measured_minutes"] / row["num_requests"],
+            "mean_request_s": None if seconds is None else seconds / run["requests"],
+            "paper_mean_request_s": 60 * row["measured_minutes"] / row["num_requests"],
         }
 
 
 def is_of(run: str, entry: str) -> bool:
-    """Whether a run is of a run entry's sub-scenario, whatever else its name says."""
+    """Whether a run is of a run entry, whatever else its name says."""
     scenario, _, arguments = entry.partition(":")
     named, _, others = run.partition(":")
     wanted = [part for part in arguments.split(",") if part.partition("=")[0] in IDENTIFYING]
-    return _family(scenario) == _family(named) and set(wanted) <= set(others.split(","))
-
-
-def _family(scenario: str) -> str:
-    """XSum is the same texts, however its summaries are scored."""
-    return "summarization_xsum" if scenario.startswith("summarization_xsum") else scenario
+    return scenario == named and set(wanted) <= set(others.split(","))

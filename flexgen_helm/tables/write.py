@@ -39,12 +39,11 @@ def write_tables(path: str | Path, out: str | Path) -> list[Path]:
     return _write_all(tables, Path(out))
 
 
-def write_comparison(comparison: Comparison, path: str | Path, out: str | Path) -> list[Path]:
-    """Write a comparison of the runs under `path`, as Parquet and CSV.
+def write_comparison(comparison: Comparison, out: str | Path) -> list[Path]:
+    """Write a comparison, as Parquet and CSV.
 
     Args:
         comparison: what `compare` has returned.
-        path: HELM's output directory, its ``runs`` folder, one suite or one run.
         out: directory for the files; made if it does not exist.
 
     Returns:
@@ -52,14 +51,14 @@ def write_comparison(comparison: Comparison, path: str | Path, out: str | Path) 
         comparison without what was measured: the same answers give the same bytes.
 
     Raises:
-        TablesError: a damaged file, or `out` cannot be written to.
+        TablesError: `out` cannot be written to.
     """
-    settings, overall = comparison
+    settings = comparison.settings
     tables = {
         "scores": settings[[name for name in settings if name not in MEASURED]],
         "comparison": settings,
-        "overall": overall,
-        "efficiency": costs_of(complete_runs(path)),
+        "overall": comparison.overall,
+        "efficiency": comparison.costs,
     }
     return _write_all(tables, Path(out))
 

@@ -1,17 +1,19 @@
-import json
+import argparse
 
 import pytest
 
-from flexgen_helm.cli import reproduce, sweep
+from flexgen_helm.cli import helm_process, reproduce
 from flexgen_helm.cli.entries import read_entries
 from flexgen_helm.cli.main import main
 from flexgen_helm.cli.plan import read_suite
-from flexgen_helm.cli.reproduce import LENGTHS, SUITES, limited, shortened
+from flexgen_helm.cli.reproduce import SUITES, limited, plan_for, shortened
 from flexgen_helm.cli.sweep import deployments
+from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.specs.shipped import scenarios_dir
 from flexgen_helm.staging.layouts import LAYOUTS, NEED_NOTHING, scenario_of_entry
 
 CONFS = sorted(scenarios_dir().glob("*.conf"))
+OFFLINE = str(scenarios_dir() / "offline.conf")
 
 
 @pytest.fixture
@@ -22,8 +24,7 @@ def ran(monkeypatch):
     def note(arguments, *, log):
         calls.append(arguments)
 
-    monkeypatch.setattr(sweep, "helm_run", note)
-    monkeypatch.setattr(reproduce, "helm_run", note)
+    monkeypatch.setattr(helm_process, "helm_run", note)
     return calls
 
 
@@ -45,25 +46,70 @@ def test_deployments_of_settings():
     ("arguments", "message"),
     [
         (["--settings", "none,w4,none"], "--settings none,w4,none names a setting twice"),
+        (["--settings", "w4-g64,w4"], "names a setting twice"),
         (["--settings", "none,w4", "--reference", "w8"], "--reference w8 is not among"),
         (["--settings", "none,w5"], "weight_bits=5 is not supported"),
-        (["-c", "nowhere.conf"], "--conf nowhere.conf is not there"),
+        (["-c", "nowhere.conf"], "nowhere.conf is not there"),
         (["--device-memory", "much"], "much"),
     ],
 )
-def test_mistakes_are_found_before_anything_is_run(ran, capsys, arguments, message):
-    conf = str(scenarios_dir() / "offline.conf")
-    assert main(["sweep", "--model", "opt-embedded", "-c", conf, *arguments]) == 2
+def test_mistakes_are_found_before_anything_is_run(ran, tmp_path, capsys, arguments, message):
+    command = ["sweep", "--model", "opt-embedded", "-c", OFFLINE, "-o", str(tmp_path / "out")]
+    assert main([*command, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not ran
 
 
+def test_entries_with_models_are_refused(ran, tmp_path, capsys):
+    conf = tmp_path / "some.conf"
+    conf.write_text('entries: [{description: "mmlu:subject=a,model=x/y", priority: 1}]')
+    assert main(["sweep", "--model", "opt-embedded", "-c", str(conf)]) == 2
+    assert "names models (mmlu:subject=a,model=x/y): leave them out" in capsys.readouterr().err
+    assert not ran
+
+
+def test_a_sweep_goes_on_with_the_size_it_was_begun_with(ran, tmp_path, capsys):
+    command = ["sweep", "--model", "opt-embedded", "-c", OFFLINE, "-o", str(tmp_path)]
+    main([*command, "-m", "20"])
+    main([*command, "-m", "20"])
+    assert len(ran) == 2
+    capsys.readouterr()
+    assert main([*command, "-m", "30"]) == 2
+    assert "suite offline was begun with" in capsys.readouterr().err
+    assert len(ran) == 2
+
+
+def test_trials_are_the_entries_own_unless_named(ran, tmp_path):
+    command = ["sweep", "--model", "opt-embedded", "-c", OFFLINE, "-o", str(tmp_path)]
+    main([*command, "--suite", "a"])
+    main([*command, "--suite", "b", "-t", "2"])
+    assert ["--num-train-trials" in arguments for arguments in ran] == [False, True]
+
+
+def test_an_output_path_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    command = ["sweep", "--model", "opt-embedded", "-c", OFFLINE, "-o", str(tmp_path / "file")]
+    assert main(command) == 2
+    assert "choose another --output-path" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", SUITES.values())
 def test_suites_have_the_papers_sub_scenarios_in_order(name):
-    lengths = read_suite(scenarios_dir() / f"{LENGTHS}.conf")
-    entries = read_entries(scenarios_dir() / f"{name}.conf")
-    for scenario, entry in zip(lengths, entries, strict=True):
+    conf = scenarios_dir() / f"{name}.conf"
+    rows = reproduce.paper_rows()
+    for scenario, entry, row in zip(read_suite(conf), read_entries(conf), rows, strict=True):
         assert scenario_of_entry(scenario.name) == scenario_of_entry(entry)
+        assert scenario_of_entry(row["scenario"]) == scenario_of_entry(entry)
+        arguments = scenario.name.partition(":")[2].split(",")
+        assert all(part in entry or part == "temperature=0.3" for part in arguments)
+
+
+def test_offline_requests_are_instances_times_trials_times_completions():
+    conf = scenarios_dir() / "paper_7_offline.conf"
+    for scenario, entry in zip(read_suite(conf), read_entries(conf), strict=True):
+        completions = 5 if entry.startswith("wikifact") else 1
+        instances = int(entry.partition("max_eval_instances=")[2].partition(",")[0])
+        assert scenario.num_requests == instances * 3 * completions
 
 
 def test_fewer_instances():
@@ -74,12 +120,12 @@ def test_fewer_instances():
 
 
 def test_fewer_requests_to_plan_for():
-    conf = scenarios_dir() / f"{LENGTHS}.conf"
-    workload, entries = read_suite(conf), [limited(entry, 10) for entry in read_entries(conf)]
-    fewer = [scenario.num_requests for scenario in shortened(workload, entries)]
+    conf = scenarios_dir() / "paper_7.conf"
+    workload, full = read_suite(conf), read_entries(conf)
+    fewer = shortened(workload, full, [limited(entry, 10) for entry in full])
     # Canonical perturbations make several of each instance, and WikiFact wants five completions.
-    assert fewer == [150, 152, 86, 100, 30, 30, 30]
-    assert shortened(workload, read_entries(conf)) == workload
+    assert [s.num_requests for s in fewer] == [150, 152, 86, 100, 30, 30, 30]
+    assert shortened(workload, full, full) == workload
 
 
 def test_a_dummy_needs_a_tokenizer_and_a_known_size(ran, tmp_path, capsys):
@@ -91,20 +137,25 @@ def test_a_dummy_needs_a_tokenizer_and_a_known_size(ran, tmp_path, capsys):
     assert not ran
 
 
-def test_a_plan_for_the_machine_that_is_asked_for(capsys):
-    args = reproduce.argparse.Namespace(
-        model="facebook/opt-iml-30b",
-        compression="w4-kv4",
-        hardware="t4",
-        **{f"{tier}_memory": None for tier in ("device", "host", "disk")},
+@pytest.fixture
+def asked():
+    """What a plan is asked for with."""
+    memory = {f"{tier}_memory": None for tier in ("device", "host", "disk")}
+    return argparse.Namespace(
+        model="facebook/opt-iml-30b", compression="w4-kv4", hardware="t4", **memory
     )
-    plan = reproduce._plan(args, read_suite(scenarios_dir() / f"{LENGTHS}.conf"))
-    assert plan.predicted_s < 4 * 3600
-    args.hardware = None
-    assert reproduce._plan(args, read_suite(scenarios_dir() / f"{LENGTHS}.conf")) is None
-    assert "no prediction: run flexgen-helm calibrate" in capsys.readouterr().out
 
 
-def test_the_papers_rows_are_known():
-    assert [row["measured_minutes"] for row in reproduce._paper_rows()][-1] == 902
-    assert json.dumps(reproduce._paper_rows())
+def test_a_plan_for_the_machine_that_is_asked_for(asked):
+    workload = read_suite(scenarios_dir() / "paper_7.conf")
+    assert plan_for(asked, workload).predicted_s < 4 * 3600
+
+
+def test_no_plan_is_needed_where_no_machine_was_named(asked, capsys):
+    workload = read_suite(scenarios_dir() / "paper_7.conf")
+    asked.model = "opt-embedded"
+    with pytest.raises(InvalidSettingError, match=r"'opt-embedded' is not known"):
+        plan_for(asked, workload)
+    asked.hardware = None
+    assert plan_for(asked, workload) is None
+    assert capsys.readouterr().out.startswith("no prediction: ")

@@ -54,7 +54,7 @@ def test_every_setting_is_compared_with_the_first(whole):
 def test_again_it_runs_nothing_and_writes_the_same(whole):
     directory, _, _ = whole
     before = {path.name: path.read_bytes() for path in tables_in(directory).iterdir()}
-    assert len(before) == 2 * 4 + 2 * 3 + 1  # tables, pictures, report
+    assert len(before) == 2 * 4 + 2 * 3 + 2  # tables, pictures, report, size
     run(directory, "flexgen-helm", "sweep", *ARGUMENTS)
     log = (directory / "benchmark_output" / f"{SUITE}.log").read_text()
     assert log.count("of them to compute") == len(SETTINGS)  # by the first sweep

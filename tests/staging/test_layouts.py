@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from flexgen_helm.errors import StagingError
-from flexgen_helm.staging.layouts import LAYOUTS, check_files, layout_of, scenario_of_entry
+from flexgen_helm.staging.layouts import (
+    LAYOUTS,
+    check_files,
+    files_of_entry,
+    layout_of,
+    scenario_of_entry,
+)
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -78,6 +84,30 @@ def test_an_unknown_scenario():
 )
 def test_scenarios_of_entries(entry, scenario):
     assert scenario_of_entry(entry) == scenario
+
+
+@pytest.mark.parametrize(
+    ("entry", "files"),
+    [
+        (
+            "mmlu:subject=anatomy,num_train_trials=3",
+            ["data/dev/anatomy_dev.csv", "data/test/anatomy_test.csv"],
+        ),
+        ("mmlu", []),
+        ("summarization_xsum_rouge:max_eval_instances=2", ["data/xsum-sampled.pk"]),
+        ("wikifact:k=5,subject=plaintiff", []),
+    ],
+)
+def test_files_of_entries(entry, files):
+    assert files_of_entry(entry) == files
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04", b"nonsense"])
+def test_a_damaged_pickle_is_named(tmp_path, content):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "xsum.pk").write_bytes(content)
+    with pytest.raises(StagingError, match=r"xsum.pk is not what HELM reads"):
+        check_files(tmp_path, LAYOUTS["summarization"])
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no real scenario data are here")

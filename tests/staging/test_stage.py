@@ -8,6 +8,7 @@ from helm.benchmark.scenarios.imdb_scenario import IMDBScenario
 from helm.benchmark.scenarios.mmlu_scenario import MMLUScenario
 from helm.benchmark.scenarios.summarization_scenario import SummarizationScenario
 from helm.benchmark.scenarios.wikifact_scenario import WIKIFactScenario
+from helm.benchmark.scenarios.wikitext_103_scenario import Wikitext103Scenario
 
 from flexgen_helm.cli.main import main
 from flexgen_helm.errors import StagingError
@@ -21,7 +22,8 @@ ROWS = {
     "openai/gsm8k": [{"question": "1 + 1?", "answer": "1 + 1 is 2\n#### 2"}],
     "google/boolq": [{"question": "is it so", "passage": "It is so.", "answer": True}],
     "EdinburghNLP/xsum": [{"document": "A b. " * 40, "summary": "A b.", "id": "1"}],
-    "stanfordnlp/imdb": [{"text": "Good.", "label": 1}, {"text": "Bad.", "label": 1}],
+    "stanfordnlp/imdb": [{"text": "Good.", "label": 1}, {"text": "Bad.", "label": 0}],
+    "letters": [{"question": "?", "choices": ["p"] * 4, "answer": "A", "subject": "anatomy"}],
     "facts": [{"property": "P31", "template": "Rex is a", "result_names": [["dog"]]}],
 }  # fmt: skip
 
@@ -31,21 +33,32 @@ def load(name, config, split):
 
 
 @pytest.mark.parametrize(
-    ("name", "source", "scenario", "reference"),
+    ("name", "source", "scenario", "references"),
     [
-        ("mmlu", "hub", MMLUScenario("anatomy"), "r"),
-        ("gsm", "hub", GSM8KScenario(), "1 + 1 is 2 The answer is 2."),
-        ("boolq", "hub", BoolQScenario(), "Yes"),
-        ("imdb", "hub", IMDBScenario(), "Positive"),
-        ("summarization", "hub", SummarizationScenario("xsum-sampled"), "A b."),
-        ("wikifact", "facts", WIKIFactScenario("instance_of"), "dog"),
+        ("mmlu", "hub", MMLUScenario("anatomy"), {"r"}),
+        ("gsm", "hub", GSM8KScenario(), {"1 + 1 is 2 The answer is 2."}),
+        ("boolq", "hub", BoolQScenario(), {"Yes"}),
+        ("imdb", "hub", IMDBScenario(), {"Positive", "Negative"}),
+        ("summarization", "hub", SummarizationScenario("xsum-sampled"), {"A b."}),
+        ("wikifact", "facts", WIKIFactScenario("instance_of"), {"dog"}),
     ],
 )
-def test_helm_reads_what_was_staged_from_a_data_set(tmp_path, name, source, scenario, reference):
+def test_helm_reads_what_was_staged_from_a_data_set(tmp_path, name, source, scenario, references):
     staged = stage(name, source, tmp_path, load=load)
     assert staged.files
     instances = scenario.get_instances(str(tmp_path / name))
-    assert {i.first_correct_reference.output.text for i in instances} == {reference}
+    assert {i.first_correct_reference.output.text for i in instances} == references
+
+
+# HELM leaves the file to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_helm_finds_the_articles_of_wikitext(tmp_path):
+    """On the hub a line of a space is an empty row."""
+    lines = ["", " = Title = \n", "", " Text . \n"]
+    rows = [{"text": line} for _ in range(60) for line in lines]
+    stage("wikitext_103", "hub", tmp_path, load=lambda *_: rows)
+    scenario = Wikitext103Scenario()
+    assert len(scenario.get_instances(str(tmp_path / "wikitext_103"))) == 60
 
 
 def test_what_differs_from_helms_own_is_said(tmp_path):
@@ -100,6 +113,19 @@ def test_a_data_set_of_other_columns(tmp_path):
     with pytest.raises(StagingError, match=r"nor is it a data set to make them of: no column 'que"):
         stage("gsm", "facts", tmp_path, load=load)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_data_set_of_other_values(tmp_path):
+    with pytest.raises(
+        StagingError, match=r"nor is it a data set to make them of: invalid literal"
+    ):
+        stage("mmlu", "letters", tmp_path, load=load)
+
+
+def test_what_an_entry_needs_must_be_there(tmp_path):
+    assert stage("mmlu", "hub", tmp_path / "one", load=load, needed=["data/test/anatomy_test.csv"])
+    with pytest.raises(StagingError, match=r"has no data/test/virology_test.csv"):
+        stage("mmlu", "hub", tmp_path / "two", load=load, needed=["data/test/virology_test.csv"])
 
 
 def test_no_copy_on_the_hub_is_known(tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -240,6 +242,43 @@ def test_overall_is_over_the_tasks_that_all_settings_have(make_answered, output)
     make_answered("flexgen/opt-30b-w4", LOST, name="mmlu:subject=a,model={model}")
     make_answered("flexgen/opt-30b", YES_NO, name="mmlu:subject=b,model={model}")
     assert compare(output).overall["tasks"].tolist() == [1, 1]
+
+
+def test_bytes_of_the_cache_are_those_of_tasks_that_have_one(make_answered, record, output):
+    for suffix in ("", "-w4"):
+        without = replace(record, cache_bytes=0, cached_tokens=0)
+        model = f"flexgen/opt-30b{suffix}"
+        make_answered(model, YES_NO, name="mmlu:subject=a,model={model}", record=without)
+        make_answered(model, YES_NO, name="wikifact:k=5,model={model}")
+    assert compare(output).overall["cache_bytes_per_token"].tolist() == [16, 16]
+
+
+def test_bits_per_byte_are_not_averaged_with_parts_of_1(make_answered, make_run, make_stat, output):
+    for suffix in ("", "-w4"):
+        make_answered(f"flexgen/opt-30b{suffix}", YES_NO)
+        stats = scored(make_stat, bits_per_byte=3.0)
+        make_run(f"flexgen/opt-30b{suffix}", name="wikitext_103:model={model}", stats=stats)
+    comparison = compare(output)
+    assert comparison.overall["tasks"].tolist() == [1, 1]
+    assert len(comparison.settings) == 4
+
+
+def test_only_the_named_deployments(make_answered, output):
+    for suffix in ("", "-w4", "-w2"):
+        make_answered(f"flexgen/opt-30b{suffix}", YES_NO)
+    named = ["flexgen/opt-30b", "flexgen/opt-30b-w2"]
+    comparison = compare(output, deployments=named)
+    assert comparison.settings["compression"].tolist() == ["none", "w2"]
+    assert comparison.costs["deployment"].tolist() == named
+
+
+def test_a_reference_that_no_run_has(make_answered, output):
+    make_answered("flexgen/opt-30b-w4", YES_NO)
+    with pytest.raises(
+        TablesError, match=r"reference 'w8' is the setting of none .* use one of w4"
+    ):
+        compare(output, reference="w8")
+    assert compare(output, reference="w4-g64").settings["difference"].tolist() == [0]
 
 
 def test_without_a_reference_there_is_nothing_overall(make_answered, output):

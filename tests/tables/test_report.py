@@ -6,7 +6,6 @@ import pytest
 
 from flexgen_helm.errors import TablesError
 from flexgen_helm.tables import plots
-from flexgen_helm.tables.collect import efficiency
 from flexgen_helm.tables.columns import COMPARISON, EFFICIENCY, OVERALL, frame_of
 from flexgen_helm.tables.compare import compare
 from flexgen_helm.tables.report import write_report
@@ -20,7 +19,7 @@ def compared(make_answered, output):
         make_answered("flexgen/opt-30b", ["yes"] * 8 + ["no"] * 2, name=task)
         make_answered("flexgen/opt-30b-w4", ["yes"] * 6 + ["no"] * 4, name=task)
         make_answered("flexgen/opt-30b-w2-kv2", ["no"] * 10, name=task)
-    return compare(output), efficiency(output)
+    return compare(output)
 
 
 def texts(figure):
@@ -29,8 +28,7 @@ def texts(figure):
 
 
 def test_scores_are_drawn_against_bytes_and_throughput(compared):
-    (_, overall), _ = compared
-    figure = plots.pareto(overall)
+    figure = plots.pareto(compared.overall)
     assert [panel.get_xlabel() for panel in figure.axes] == [axis.label for axis in plots.PARETO]
     for panel in figure.axes:
         [points] = [line for line in panel.lines if line.get_marker() == "o"]
@@ -39,8 +37,7 @@ def test_scores_are_drawn_against_bytes_and_throughput(compared):
 
 
 def test_differences_have_a_panel_for_each_task(compared):
-    (settings, _), _ = compared
-    figure = plots.differences(settings)
+    figure = plots.differences(compared.settings)
     assert [panel.get_title() for panel in figure.axes[:2]] == [
         "mmlu:subject=a",
         "mmlu:subject=b<c",
@@ -51,7 +48,7 @@ def test_differences_have_a_panel_for_each_task(compared):
 
 
 def test_times_add_up(compared):
-    _, costs = compared
+    costs = compared.costs
     costs["disk_wait_s"] = 1.0
     [panel] = plots.times(costs).axes
     seconds = [patch.get_width() for patch in panel.patches]
@@ -72,8 +69,7 @@ def test_nothing_is_drawn_of_nothing(draw, columns):
 
 
 def test_a_report_needs_nothing_else_and_shows_every_setting(compared, tmp_path):
-    comparison, costs = compared
-    written = write_report(comparison, costs, tmp_path / "out", title="A <title>")
+    written = write_report(compared, tmp_path / "out", title="A <title>")
     assert [path.name for path in written] == [
         *("pareto.png", "pareto.svg", "differences.png", "differences.svg"),
         *("times.png", "times.svg", "report.html"),
@@ -89,8 +85,7 @@ def test_a_report_needs_nothing_else_and_shows_every_setting(compared, tmp_path)
 
 
 def test_numbers_have_at_most_three_decimals(compared, tmp_path):
-    comparison, costs = compared
-    page = write_report(comparison, costs, tmp_path, title="t")[-1].read_text()
+    page = write_report(compared, tmp_path, title="t")[-1].read_text()
     numbers = re.findall(r'<td class="number">([^<]*)</td>', page)
     significant = [re.sub(r"e.*|[^0-9]", "", n.split(" ")[0]).lstrip("0") for n in numbers]
     assert len(numbers) > 100
@@ -98,10 +93,7 @@ def test_numbers_have_at_most_three_decimals(compared, tmp_path):
 
 
 def test_pictures_are_well_formed_and_the_same_every_time(compared, tmp_path):
-    comparison, costs = compared
-    once, again = (
-        write_report(comparison, costs, tmp_path / name, title="t") for name in ("once", "again")
-    )
+    once, again = (write_report(compared, tmp_path / name, title="t") for name in ("once", "again"))
     for first, second in zip(once, again, strict=True):
         assert first.read_bytes() == second.read_bytes()
     ET.parse(tmp_path / "once" / "pareto.svg")
@@ -110,12 +102,11 @@ def test_pictures_are_well_formed_and_the_same_every_time(compared, tmp_path):
 def test_a_place_that_cannot_be_written_to(compared, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(TablesError, match=r"cannot be written to .*: name another directory"):
-        write_report(*compared, tmp_path / "file" / "out", title="t")
+        write_report(compared, tmp_path / "file" / "out", title="t")
 
 
 def test_times_are_in_the_order_of_settings(compared):
-    _, costs = compared
-    [panel] = plots.times(costs).axes
+    [panel] = plots.times(compared.costs).axes
     labels = [label.get_text() for label in panel.get_yticklabels()]
     assert labels[:3] == [f"mmlu:subject=a, {s}" for s in ("none", "w4", "w2-kv2")]
 
@@ -125,6 +116,16 @@ def test_points_in_one_place_have_one_label(make_answered, output):
         make_answered(f"flexgen/opt-30b{suffix}", ["yes"] * 4)
     figure = plots.pareto(compare(output).overall)
     assert texts(figure).count("none, w8, w4") == len(plots.PARETO)
+
+
+def test_suites_of_different_tasks_are_drawn_together(make_answered, output):
+    for suite, task in (("one", "a"), ("two", "b")):
+        name = f"mmlu:subject={task},model={{model}}"
+        make_answered("flexgen/opt-30b", ["yes"] * 4, suite=suite, name=name)
+        make_answered("flexgen/opt-30b-w4", ["no"] * 4, suite=suite, name=name)
+    figure = plots.differences(compare(output).settings)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["w4, one", "w4, two"]
 
 
 def test_labels_say_what_differs():
