@@ -136,6 +136,7 @@ def parse_workload(text: str) -> Workload:
             prompt_len=prompt_len,
             max_prompt_len=prompt_len,
             new_tokens=new_tokens,
+            alike=True,
         )
     except ValueError as error:
         raise WorkloadError(

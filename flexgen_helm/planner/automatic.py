@@ -21,7 +21,9 @@ def fits_as_it_is(setup: Setup, budget: MemoryBudget, workload: Workload) -> boo
     Offloading is of no use then, and nothing needs to be worked out.
     """
     try:
-        tokens = plan_memory(setup, Policy(), budget).cache_tokens
+        tokens = plan_memory(
+            setup, Policy(), budget, least_filled=workload.least_filled
+        ).cache_tokens
     except BudgetError:
         return False
     wanted = max(

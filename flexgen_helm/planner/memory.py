@@ -67,13 +67,21 @@ class MemoryPlan:
         return _total(self.fixed, tiers) + cached_tokens * per_token
 
 
-def plan_memory(setup: Setup, policy: Policy, budget: MemoryBudget) -> MemoryPlan:
+def plan_memory(
+    setup: Setup, policy: Policy, budget: MemoryBudget, *, least_filled: float = LEAST_FILLED
+) -> MemoryPlan:
     """Work out what a policy takes, and what a budget leaves for the KV cache.
+
+    Args:
+        setup: the model.
+        policy: where everything is.
+        budget: what may be used.
+        least_filled: part of the KV cache that holds tokens, at least; the rest is padding.
 
     Raises:
         BudgetError: not even one token could be cached.
     """
-    plan = _plan(setup, policy, budget)
+    plan = _plan(setup, policy, budget, least_filled)
     if plan.cache_tokens is not None and plan.cache_tokens < 1:
         nearest = nearest_policy(setup, policy, budget)
         advice = (
@@ -183,7 +191,9 @@ def _working_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
     }
 
 
-def needed_bytes(setup: Setup, shape: Shape) -> dict[str, Linear]:
+def needed_bytes(
+    setup: Setup, shape: Shape, *, least_filled: float = LEAST_FILLED
+) -> dict[str, Linear]:
     """Return the memory that a shape of blocks needs at most, by what shares a limit.
 
     Where each matrix goes is not known yet: what a placement may miss its fractions by, which is
@@ -208,10 +218,10 @@ def needed_bytes(setup: Setup, shape: Shape) -> dict[str, Linear]:
             (placed_on(name, tier) * size for name, size in placed.items()),
             Linear(_total(fixed, (tier,))),
         )
-        + placed_on("cache", tier) * (_stored_per_token(setup) * shape.cached_tokens)
+        + placed_on("cache", tier) * (_stored_per_token(setup, least_filled) * shape.cached_tokens)
         for tier in Tier
     }
-    attended = _per_token_of_device(setup) * shape.cached_tokens
+    attended = _per_token_of_device(setup, least_filled) * shape.cached_tokens
     on_tier[Tier.DEVICE] = on_tier[Tier.DEVICE] + attended + largest
     if shape.weights_on_disk:
         staging = placed_on("weights", Tier.DISK) * (2 * weights / setup.spec.num_layers)
@@ -229,31 +239,34 @@ def cache_bytes_of(setup: Setup, shape: Shape) -> int:
     )
 
 
-def cache_per_token(setup: Setup, policy: Policy) -> Bytes:
-    """Return what a token in the KV cache takes."""
-    token = _stored_per_token(setup)
+def cache_per_token(setup: Setup, policy: Policy, *, least_filled: float = LEAST_FILLED) -> Bytes:
+    """Return what a token in the KV cache takes, with its share of padding."""
+    token = _stored_per_token(setup, least_filled)
     return {
-        Tier.DEVICE: policy.cache.device * token + _per_token_of_device(setup),
+        Tier.DEVICE: policy.cache.device * token + _per_token_of_device(setup, least_filled),
         Tier.HOST: policy.cache.host * token,
         Tier.DISK: policy.cache.disk * token,
     }
 
 
-def _stored_per_token(setup: Setup) -> float:
+def _stored_per_token(setup: Setup, least_filled: float) -> float:
     """Of a token in the KV cache, in a pool of which the rest is padding, at most."""
     stored = setup.spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
-    return stored / LEAST_FILLED
+    return stored / least_filled
 
 
-def _per_token_of_device(setup: Setup) -> float:
+def _per_token_of_device(setup: Setup, least_filled: float) -> float:
     """What a cached token takes on the device, wherever it is stored."""
-    decompressed = 2 * setup.spec.hidden_size * setup.dtype_bytes / LEAST_FILLED
+    decompressed = 2 * setup.spec.hidden_size * setup.dtype_bytes / least_filled
     compressed = setup.compression.cache_bits is not None
     return (decompressed if compressed else 0) + _sparse_per_token(setup)
 
 
-def _plan(setup: Setup, policy: Policy, budget: MemoryBudget) -> MemoryPlan:
-    fixed, per_token = fixed_terms(setup, policy), cache_per_token(setup, policy)
+def _plan(
+    setup: Setup, policy: Policy, budget: MemoryBudget, least_filled: float = LEAST_FILLED
+) -> MemoryPlan:
+    fixed = fixed_terms(setup, policy)
+    per_token = cache_per_token(setup, policy, least_filled=least_filled)
     rooms = []
     for tiers, allowed in _memories(setup, budget):
         each = sum(per_token.get(tier, 0) for tier in tiers)

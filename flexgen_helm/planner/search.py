@@ -153,7 +153,7 @@ def _candidates(
         times = Times.of(parts)
         for on_disk in (False, True):
             placed = replace(shape, weights_on_disk=on_disk)
-            needed = needed_bytes(setup, placed)
+            needed = needed_bytes(setup, placed, least_filled=workload.least_filled)
             # Even if everything that can be elsewhere is.
             if any(linear.constant > limits[name] for name, linear in needed.items()):
                 continue
@@ -251,7 +251,7 @@ def _explain(setup: Setup, workload: Workload, limits: dict[str, float]) -> str:
         micro_batch_tokens=min(MICRO_BATCH_TOKENS),
         cached_tokens=cached,
     )
-    needed = needed_bytes(setup, smallest)
+    needed = needed_bytes(setup, smallest, least_filled=workload.least_filled)
     parts = [
         f"{name} memory of {format_bytes(limits[name])}, of which"
         f" {format_bytes(linear.constant)} are needed wherever everything else is"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from flexgen_helm.planner.automatic import automatic_policy
 from flexgen_helm.planner.memory import MemoryPlan, nearest_policy, plan_memory
 from flexgen_helm.planner.plan import Plan, predict
 from flexgen_helm.planner.setup import Setup
-from flexgen_helm.runtime.lengths import group_of, workload_of
+from flexgen_helm.runtime.lengths import DEFAULT_WORKLOAD, group_of
 from flexgen_helm.runtime.statistics import memory_bytes, usable_bytes
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.calibration import measured_profile, profile_path
@@ -77,13 +77,14 @@ class Arranger:
         self._given = hardware
         self._before_bytes = memory_bytes(device)
 
-    def with_policy(self, policy: Policy) -> Arrangement:
+    def with_policy(self, policy: Policy, workload: Workload = DEFAULT_WORKLOAD) -> Arrangement:
         """Return that of a policy.
 
         Raises:
             BudgetError: it does not fit the budget.
         """
-        return Arrangement(policy=policy, memory=plan_memory(self._setup, policy, self._budget))
+        memory = plan_memory(self._setup, policy, self._budget, least_filled=workload.least_filled)
+        return Arrangement(policy=policy, memory=memory)
 
     def plan(self, workload: Workload) -> Arrangement:
         """Return one that is planned for a workload.
@@ -96,14 +97,14 @@ class Arranger:
             hardware = self._hardware()
         except HardwareError:  # neither calibrated nor installed with what to go by instead
             nearest = nearest_policy(self._setup, Policy(), self._budget)
-            return self.with_policy(nearest or Policy())
+            return self.with_policy(nearest or Policy(), workload)
         policy, plan = automatic_policy(self._setup, hardware, self._budget, workload)
-        return replace(self.with_policy(policy), plan=plan)
+        return replace(self.with_policy(policy, workload), plan=plan)
 
     def expect(
-        self, arrangement: Arrangement, requests: Sequence[GenerationRequest]
+        self, arrangement: Arrangement, workload: Workload
     ) -> Callable[[GenerationRequest], Expected]:
-        """Return what says of each of some requests what it should cost."""
+        """Return what says of each request of a workload what it should cost."""
         cached = arrangement.memory.cache_tokens
         planned = None
         if cached is not None:
@@ -117,7 +118,7 @@ class Arranger:
             self._setup.spec,
             self._setup.compression,
             hardware,
-            workload_of(requests),
+            workload,
             arrangement.policy,
             cached_tokens=ALL_TOKENS if cached is None else cached,
         )

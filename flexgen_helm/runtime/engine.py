@@ -37,6 +37,7 @@ from flexgen_helm.specs.hardware import Hardware
 from flexgen_helm.specs.placement import Tier
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
+from flexgen_helm.specs.workload import Workload
 
 
 class Engine:
@@ -279,22 +280,25 @@ class Engine:
         self, requests: Sequence[GenerationRequest]
     ) -> Callable[[GenerationRequest], Expected]:
         """Plan for requests if need be; return what says of each what it should cost."""
-        self._plan_for(requests)
+        workload = workload_of(requests)
+        if self.prediction is not None and not self._planned:
+            self._plan_for(workload)
+        elif self.policy == self._arrangement.policy:  # memory has not been short
+            arrangement = self._arranger.with_policy(self.policy, workload)
+            self._set(replace(arrangement, plan=self.prediction))
         for request in requests:
             self._check_cache(request)
-        return self._arranger.expect(self._arrangement, requests)
+        return self._arranger.expect(self._arrangement, workload)
 
-    def _plan_for(self, requests: Sequence[GenerationRequest]) -> None:
+    def _plan_for(self, workload: Workload) -> None:
         """Plan once more, now that the first requests are known, and say what was planned."""
-        if self.prediction is None or self._planned:
-            return  # a given policy, or nothing to gain
         self._planned = True
-        arrangement = self._arranger.plan(workload_of(requests))
+        arrangement = self._arranger.plan(workload)
         if arrangement.policy != self.policy:
             self._open_model().close()
             self._model = None
             self._model = self._loader.load(arrangement)
-            self._set(arrangement)
+        self._set(arrangement)
         if arrangement.plan is not None:
             tqdm.write(arrangement.plan.summary, file=sys.stderr)
 

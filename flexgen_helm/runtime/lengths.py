@@ -50,6 +50,9 @@ def _lengths(name: str, requests: Sequence[GenerationRequest]) -> RequestLengths
     prompts = [request.prompt_token_ids for request in requests]
     num_tokens = sum(map(len, prompts))
     shared = sum(prefix_order(prompts).shared)
+    shapes = {
+        (len(prompt), r.sampling.max_tokens) for prompt, r in zip(prompts, requests, strict=True)
+    }
     sequences = sum(request.sampling.num_completions for request in requests)
     most_new = max(request.sampling.max_tokens for request in requests)
     return RequestLengths(
@@ -60,4 +63,5 @@ def _lengths(name: str, requests: Sequence[GenerationRequest]) -> RequestLengths
         new_tokens=most_new,
         # Completions of one prompt share all of it.
         unique_ratio=max(1, num_tokens - shared) / num_tokens * len(prompts) / sequences,
+        alike=len(shapes) == 1 and shared == 0 and sequences == len(prompts),
     )

@@ -9,6 +9,7 @@ from math import isfinite
 from typing import Any
 
 from flexgen_helm.errors import WorkloadError
+from flexgen_helm.specs.chunks import LEAST_FILLED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,9 @@ class RequestLengths:
 
     unique_ratio: float = 1.0
     """Prompt tokens that remain when what prompts have in common is counted once, over all."""
+
+    alike: bool = False
+    """Whether each is as long as any other, with nothing in common."""
 
     def __post_init__(self) -> None:
         counts = {
@@ -106,6 +110,12 @@ class Workload:
 
     def __iter__(self) -> Iterator[RequestLengths]:
         return iter(self.scenarios)
+
+    @property
+    def least_filled(self) -> float:
+        """Part of the KV cache that holds tokens, at least; the rest is padding."""
+        alike = len(self.scenarios) == 1 and self.scenarios[0].alike
+        return 1.0 if alike else LEAST_FILLED
 
     @property
     def generated_tokens(self) -> int:

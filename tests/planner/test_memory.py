@@ -181,3 +181,12 @@ def test_policies_are_otherwise_as_they_were():
         if getattr(nearest, field.name) != getattr(policy, field.name)
     }
     assert changed <= {"micro_batch_tokens", "weights", "cache", "activations"}
+
+
+def test_requests_that_are_alike_need_no_padding():
+    padded, exact = (
+        plan_memory(setup(), Policy(), MemoryBudget(), least_filled=filled).per_token[Tier.DEVICE]
+        for filled in (0.8, 1.0)
+    )
+    assert exact == 2 * 24 * 2048 * 2  # keys and values of 24 layers, in two bytes
+    assert padded == exact / 0.8

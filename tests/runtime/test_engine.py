@@ -212,3 +212,21 @@ def test_tokenizer_is_needed(tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="has no tokenizer: put one of tokenizer.json"):
         Engine.from_pretrained(tmp_path)
+
+
+def test_memory_is_planned_for_the_requests_at_hand(checkpoint):
+    alike = [
+        GenerationRequest(prompt_token_ids=[5 + i, *range(10, 20)], sampling=few)
+        for i in range(3)
+        for few in [SamplingParams(max_tokens=3)]
+    ]
+    longer = GenerationRequest(
+        prompt_token_ids=[9, *range(10, 25)], sampling=SamplingParams(max_tokens=3)
+    )
+    with Engine.from_pretrained(checkpoint, dtype="float32") as engine:
+        padded = engine.plan.per_token
+        engine.generate(alike)
+        exact = engine.plan.per_token
+        engine.generate([*alike, longer])
+        assert engine.plan.per_token == padded
+    assert {tier: size / 0.8 for tier, size in exact.items()} == padded

@@ -48,3 +48,21 @@ def test_groups_are_planned_apart():
     work = workload_of([request([2, 3], 1), request([2, 3], 40), request([2, 4], 1)])
     assert [group.num_requests for group in work] == [2, 1]
     assert [group.decodes for group in work] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "max_tokens", "completions", "alike"),
+    [
+        ([[5, 6, 7], [6, 6, 7]], (3, 3), 1, True),
+        ([[5, 6, 7], [5, 6, 8]], (3, 3), 1, False),  # they share a beginning
+        ([[5, 6, 7], [6, 6]], (3, 3), 1, False),
+        ([[5, 6, 7], [6, 6, 7]], (3, 4), 1, False),
+        ([[5, 6, 7], [6, 6, 7]], (3, 3), 2, False),  # completions share their prompt
+    ],
+)
+def test_requests_that_are_alike(prompts, max_tokens, completions, alike):
+    requests = [
+        request(prompt, most, completions) for prompt, most in zip(prompts, max_tokens, strict=True)
+    ]
+    [group] = workload_of(requests)
+    assert group.alike == alike
