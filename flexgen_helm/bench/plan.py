@@ -393,7 +393,7 @@ def _requests(configuration: Configuration) -> RequestLengths:
         prompt_len=workload.prompt_len,
         max_prompt_len=workload.prompt_len,
         new_tokens=workload.new_tokens,
-        alike=True,
+        least_filled=1.0,
     )
 
 

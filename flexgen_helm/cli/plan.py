@@ -136,7 +136,7 @@ def parse_workload(text: str) -> Workload:
             prompt_len=prompt_len,
             max_prompt_len=prompt_len,
             new_tokens=new_tokens,
-            alike=True,
+            least_filled=1.0,
         )
     except ValueError as error:
         raise WorkloadError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flexgen_helm.batching.prefix_tree import prefix_order
+from flexgen_helm.specs.chunks import LEAST_FILLED
 from flexgen_helm.specs.request import GenerationRequest
 from flexgen_helm.specs.workload import RequestLengths, Workload
 
@@ -49,10 +50,8 @@ def group_of(request: GenerationRequest) -> str:
 def _lengths(name: str, requests: Sequence[GenerationRequest]) -> RequestLengths:
     prompts = [request.prompt_token_ids for request in requests]
     num_tokens = sum(map(len, prompts))
-    shared = sum(prefix_order(prompts).shared)
-    shapes = {
-        (len(prompt), r.sampling.max_tokens) for prompt, r in zip(prompts, requests, strict=True)
-    }
+    order = prefix_order(prompts)
+    shared = sum(order.shared)
     sequences = sum(request.sampling.num_completions for request in requests)
     most_new = max(request.sampling.max_tokens for request in requests)
     return RequestLengths(
@@ -63,5 +62,22 @@ def _lengths(name: str, requests: Sequence[GenerationRequest]) -> RequestLengths
         new_tokens=most_new,
         # Completions of one prompt share all of it.
         unique_ratio=max(1, num_tokens - shared) / num_tokens * len(prompts) / sequences,
-        alike=len(shapes) == 1 and shared == 0 and sequences == len(prompts),
+        least_filled=_least_filled([requests[index] for index in order.indices], order.shared),
     )
+
+
+def _least_filled(requests: Sequence[GenerationRequest], shared: Sequence[int]) -> float:
+    """Return `RequestLengths.least_filled`, whichever of the requests come into a block.
+
+    Args:
+        requests: those with a common prefix are neighbours.
+        shared: tokens each has in common with the one before it.
+    """
+    least, most = [], []
+    for request, before, after in zip(requests, shared, [*shared[1:], 0], strict=True):
+        prompt_len = len(request.prompt_token_ids)
+        alone = request.sampling.num_completions == 1
+        cached_new = max(0, request.sampling.max_tokens - 1)
+        least.append((prompt_len - max(before, after) if alone else 0) + cached_new)
+        most.append(prompt_len + cached_new)
+    return max(LEAST_FILLED, min(least) / max(most))

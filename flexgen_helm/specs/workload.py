@@ -34,8 +34,10 @@ class RequestLengths:
     unique_ratio: float = 1.0
     """Prompt tokens that remain when what prompts have in common is counted once, over all."""
 
-    alike: bool = False
-    """Whether each is as long as any other, with nothing in common."""
+    least_filled: float = LEAST_FILLED
+    """Part of the longest one's own KV cache that the shortest one's takes, at least: where they
+    are stored side by side, the rest is padding. Never less than the default, which is what the
+    engine puts up with."""
 
     def __post_init__(self) -> None:
         counts = {
@@ -50,11 +52,11 @@ class RequestLengths:
                     f"{name}={value!r} of {self.name!r} is out of range: it must be at least"
                     f" {least:g}"
                 )
-        if not 0 < self.unique_ratio <= 1:
-            raise WorkloadError(
-                f"unique_ratio={self.unique_ratio!r} of {self.name!r} is out of range: it is a"
-                " part of 1"
-            )
+        for name in ("unique_ratio", "least_filled"):
+            if not 0 < (part := getattr(self, name)) <= 1:
+                raise WorkloadError(
+                    f"{name}={part!r} of {self.name!r} is out of range: it is a part of 1"
+                )
 
     @property
     def prompt_tokens(self) -> float:
@@ -114,8 +116,8 @@ class Workload:
     @property
     def least_filled(self) -> float:
         """Part of the KV cache that holds tokens, at least; the rest is padding."""
-        alike = len(self.scenarios) == 1 and self.scenarios[0].alike
-        return 1.0 if alike else LEAST_FILLED
+        # Those of several scenarios may be stored side by side, too.
+        return self.scenarios[0].least_filled if len(self.scenarios) == 1 else LEAST_FILLED
 
     @property
     def generated_tokens(self) -> int:

@@ -221,7 +221,7 @@ def test_memory_is_planned_for_the_requests_at_hand(checkpoint):
         for few in [SamplingParams(max_tokens=3)]
     ]
     longer = GenerationRequest(
-        prompt_token_ids=[9, *range(10, 25)], sampling=SamplingParams(max_tokens=3)
+        prompt_token_ids=[9, *range(10, 35)], sampling=SamplingParams(max_tokens=3)
     )
     with Engine.from_pretrained(checkpoint, dtype="float32") as engine:
         padded = engine.plan.per_token

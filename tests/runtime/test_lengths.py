@@ -2,6 +2,7 @@ import pytest
 
 from flexgen_helm import GenerationRequest, SamplingParams
 from flexgen_helm.runtime.lengths import group_of, workload_of
+from flexgen_helm.specs.chunks import LEAST_FILLED
 
 
 def request(prompt, max_tokens, num_completions=1):
@@ -51,18 +52,19 @@ def test_groups_are_planned_apart():
 
 
 @pytest.mark.parametrize(
-    ("prompts", "max_tokens", "completions", "alike"),
+    ("prompts", "max_tokens", "completions", "filled"),
     [
-        ([[5, 6, 7], [6, 6, 7]], (3, 3), 1, True),
-        ([[5, 6, 7], [5, 6, 8]], (3, 3), 1, False),  # they share a beginning
-        ([[5, 6, 7], [6, 6]], (3, 3), 1, False),
-        ([[5, 6, 7], [6, 6, 7]], (3, 4), 1, False),
-        ([[5, 6, 7], [6, 6, 7]], (3, 3), 2, False),  # completions share their prompt
+        ([[5, 6, 7], [6, 6, 7]], (3, 3), 1, 1.0),
+        # Own caches of 17 to 20 and of 20 tokens: 3 of the prompts are shared, if they meet.
+        ([[*range(9), 1], [*range(3), *range(50, 57)]], (11, 11), 1, 17 / 20),
+        ([[5, 6, 7], [6, 6]], (98, 98), 1, 99 / 100),
+        ([[5, 6, 7], [6, 6, 7]], (3, 90), 1, LEAST_FILLED),
+        ([[5, 6, 7], [6, 6, 7]], (3, 3), 2, LEAST_FILLED),  # completions share their prompt
     ],
 )
-def test_requests_that_are_alike(prompts, max_tokens, completions, alike):
+def test_how_much_of_a_cache_is_no_padding(prompts, max_tokens, completions, filled):
     requests = [
         request(prompt, most, completions) for prompt, most in zip(prompts, max_tokens, strict=True)
     ]
     [group] = workload_of(requests)
-    assert group.alike == alike
+    assert group.least_filled == pytest.approx(filled)
