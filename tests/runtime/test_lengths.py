@@ -58,7 +58,7 @@ def test_groups_are_planned_apart():
         # Own caches of 17 to 20 and of 20 tokens: 3 of the prompts are shared, if they meet.
         ([[*range(9), 1], [*range(3), *range(50, 57)]], (11, 11), 1, 17 / 20),
         ([[5, 6, 7], [6, 6]], (98, 98), 1, 99 / 100),
-        ([[5, 6, 7], [6, 6, 7]], (3, 90), 1, LEAST_FILLED),
+        ([[5, 6, 7], [6, 6, 7]], (40, 64), 1, LEAST_FILLED),
         ([[5, 6, 7], [6, 6, 7]], (3, 3), 2, LEAST_FILLED),  # completions share their prompt
     ],
 )
