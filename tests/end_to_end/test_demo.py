@@ -26,7 +26,7 @@ def test_prints_command_progress_and_table(demo):
     assert f"({len(SETTINGS)} of {len(SETTINGS)}): 100%" in finished.stderr
     for setting in SETTINGS:
         rows = [line for line in lines if f" {setting} " in line]
-        assert len(rows) == 2, f"one row per scenario for {setting}"
+        assert len(rows) == 3, f"one row per scenario and one over both for {setting}"
     comparison = compare_settings(directory / "demo_output")
     needed = ["score", "throughput", "weight_bytes", "cache_bytes_per_token"]
     assert comparison[needed].notna().all(axis=None)
