@@ -48,7 +48,8 @@ def write_comparison(comparison: Comparison, out: str | Path) -> list[Path]:
 
     Returns:
         The files written: ``comparison``, ``overall``, ``efficiency`` and ``scores``, which is the
-        comparison without what was measured: the same answers give the same bytes.
+        comparison without what was measured: the same answers, with the same log-probabilities,
+        give the same bytes.
 
     Raises:
         TablesError: `out` cannot be written to.
