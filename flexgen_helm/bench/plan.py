@@ -27,7 +27,7 @@ from flexgen_helm.specs.hardware import Hardware, middle, read_hardware
 from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.opt_sizes import SIZES, config_of, known_spec
 from flexgen_helm.specs.policy import Policy
-from flexgen_helm.specs.shipped import hardware_profiles, scenarios_dir
+from flexgen_helm.specs.shipped import flexgen_paper, hardware_profiles, scenarios_dir
 from flexgen_helm.specs.workload import RequestLengths
 
 PAPER, MACHINE, SWEEP = "paper", "machine", "sweep"
@@ -41,7 +41,7 @@ ON_DISK: Mapping[str, float] = {"disk": 1.0}
 
 def paper_rows() -> list[Row]:
     """Predict the cells of the paper's throughput table."""
-    paper, hardware = _paper(), _t4()
+    paper, hardware = flexgen_paper(), _t4()
     rows: list[Row] = []
     for cell in paper["throughput"]:
         spec, compression = _spec(cell["model"]), Compression.parse(cell["compression"])
@@ -77,7 +77,7 @@ def paper_rows() -> list[Row]:
 
 def paper_helm_rows(compression: str = "w4-kv4") -> list[Row]:
     """Predict the paper's HELM table: upstream's way and ours."""
-    paper, hardware = _paper(), _t4()
+    paper, hardware = flexgen_paper(), _t4()
     suite = workloads.Workload.from_json(
         (scenarios_dir() / "paper_7.lengths.json").read_text(), where="paper_7.lengths.json"
     )
@@ -419,11 +419,6 @@ def _lengths(cell: Mapping[str, Any], *, num_requests: int) -> RequestLengths:
 def _policy(cell: Mapping[str, Any]) -> Policy:
     tokens = cell["policy"]["micro_batch_size"] * cell["prompt_len"]
     return Policy.from_settings({**cell["policy"], "micro_batch_tokens": tokens})
-
-
-def _paper() -> dict[str, Any]:
-    paper: dict[str, Any] = json.loads((scenarios_dir() / "flexgen_paper.json").read_text())
-    return paper
 
 
 def _t4() -> Hardware:

@@ -49,7 +49,11 @@ def run_convert(args: argparse.Namespace) -> int:
     from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR, open_store
 
     offload_dir = (args.offload_dir or DEFAULT_OFFLOAD_DIR).expanduser()
-    path = _make_dummy(args, offload_dir) if args.dummy else resolve(args.model)
+    path = (
+        make_dummy(args.model, args.tokenizer, offload_dir / f"dummy-{args.model}")
+        if args.dummy
+        else resolve(args.model)
+    )
     spec = read_spec(path)
     with tqdm(total=spec.num_layers + 1, unit="layer", desc=f"converting {args.model}") as bar:
         store = open_store(
@@ -66,13 +70,16 @@ def run_convert(args: argparse.Namespace) -> int:
     return 0
 
 
-def _make_dummy(args: argparse.Namespace, offload_dir: Path) -> Path:
+def make_dummy(size: str, tokenizer: Path | None, directory: Path) -> Path:
+    """Make a dummy checkpoint; return its directory.
+
+    Raises:
+        InvalidSettingError: there is no such size, or no tokenizer.
+    """
     from flexgen_helm.model.dummy import write_dummy
 
-    if args.tokenizer is None:
+    if tokenizer is None:
         raise InvalidSettingError(
             "--dummy needs a tokenizer: name a directory that has OPT's with --tokenizer"
         )
-    return write_dummy(
-        args.model, tokenizer=args.tokenizer, directory=offload_dir / f"dummy-{args.model}"
-    )
+    return write_dummy(size, tokenizer=tokenizer, directory=directory)

@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flexgen_helm.adapter.limits import MEMORY_VARIABLES, set_limits
-from flexgen_helm.cli.run import helm_command
+from flexgen_helm.cli.run import add_limits, apply_limits, helm_command
 from flexgen_helm.errors import CommandError
 from flexgen_helm.tables.run_directories import RUN_FILES
 
@@ -22,9 +21,7 @@ def add_helm_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output-path", type=Path, metavar="DIR", default=Path("benchmark_output"))
     add("--local-path", type=Path, metavar="DIR", default=Path("prod_env"), help="HELM's own")
-    for tier in MEMORY_VARIABLES:
-        add(f"--{tier}-memory", metavar="SIZE", help=f"of the {tier} that may be used")
-    add("--offload-dir", metavar="DIR", help="for weight stores and what is spilled")
+    add_limits(parser)
 
 
 def run_suite(suite: str, arguments: Sequence[str], options: argparse.Namespace) -> Path:
@@ -39,8 +36,7 @@ def run_suite(suite: str, arguments: Sequence[str], options: argparse.Namespace)
         InvalidSettingError: a size is not understood.
         CommandError: HELM failed, or the output directory cannot be used.
     """
-    sizes = {tier: getattr(options, f"{tier}_memory") for tier in MEMORY_VARIABLES}
-    set_limits(sizes, options.offload_dir)
+    apply_limits(options)
     runs: Path = options.output_path / "runs" / suite
     for path in drop_torn_files(runs):
         print(f"{path} was half written: its run is done again")

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from flexgen_helm.adapter.limits import MEMORY_VARIABLES
+from flexgen_helm.cli.convert import make_dummy
 from flexgen_helm.cli.entries import read_entries
 from flexgen_helm.cli.helm_process import add_helm_options, run_suite
 from flexgen_helm.cli.plan import hardware_named, read_suite, spec_named
@@ -21,7 +22,7 @@ from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.files import write_text_atomically
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.compression import Compression
-from flexgen_helm.specs.shipped import scenarios_dir
+from flexgen_helm.specs.shipped import flexgen_paper, scenarios_dir
 from flexgen_helm.specs.workload import Workload
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def run_reproduce(args: argparse.Namespace) -> int:
     )
     took_s = perf_counter() - start_s
     costs = efficiency(runs)
-    table = reproduction(costs[costs["deployment"] == deployment], entries, paper_rows(), plan)
+    ours = costs[costs["deployment"] == deployment]
+    table = reproduction(ours, entries, flexgen_paper()["helm"]["rows"], plan)
     shown = [column for column in REPRODUCTION if column.name != "run"]
     print(f"\n{text_table(table, shown)}\n")
     print(f"helm-run took {took_s / 60:.3g} minutes, for what was missing, metrics included")
@@ -147,13 +149,6 @@ def plan_for(args: argparse.Namespace, workload: Workload) -> Plan | None:
         return None
 
 
-def paper_rows() -> list[dict[str, Any]]:
-    """Return the rows of the paper's HELM table."""
-    paper = json.loads((scenarios_dir() / "flexgen_paper.json").read_text())
-    rows: list[dict[str, Any]] = paper["helm"]["rows"]
-    return rows
-
-
 def _instances(entry: str) -> int:
     match = _INSTANCES.search(entry)
     assert match is not None, "each entry says how many instances it has"
@@ -177,17 +172,12 @@ def _conditions(
 
 def _dummy(args: argparse.Namespace) -> Path:
     """Make a dummy of the model's shape."""
-    from flexgen_helm.model.dummy import write_dummy
     from flexgen_helm.specs.opt_sizes import size_of
 
-    if args.tokenizer is None:
-        raise InvalidSettingError(
-            "--dummy needs a tokenizer: name a directory that has OPT's with --tokenizer"
-        )
     size = size_of(args.model)
     directory = (args.output_path / "checkpoints" / f"dummy-opt-{size}").resolve()
     try:
-        return write_dummy(f"opt-{size}", tokenizer=args.tokenizer, directory=directory)
+        return make_dummy(f"opt-{size}", args.tokenizer, directory)
     except OSError as error:
         raise InvalidSettingError(
             f"{directory} cannot be written ({error.strerror or error}): choose another"

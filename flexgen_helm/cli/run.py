@@ -36,8 +36,7 @@ def add_run_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParse
 def run_run(args: argparse.Namespace) -> int:
     """Carry out the command; 1 if runs failed."""
     limits, helm_arguments = limit_parser().parse_known_args(args.helm_arguments)
-    sizes = {tier: getattr(limits, f"{tier}_memory") for tier in MEMORY_VARIABLES}
-    set_limits(sizes, limits.offload_dir)
+    apply_limits(limits)
     command = helm_command(helm_arguments)
     print(f"Equivalent to: {shlex.join(command)}", flush=True)
     if wants_engine(command):
@@ -49,10 +48,29 @@ def run_run(args: argparse.Namespace) -> int:
 def limit_parser() -> argparse.ArgumentParser:
     """Return the parser of the arguments that are ours; `helm-run` gets the rest."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for tier in MEMORY_VARIABLES:
-        parser.add_argument(f"--{tier}-memory", metavar="SIZE")
-    parser.add_argument("--offload-dir", metavar="DIR")
+    add_limits(parser)
     return parser
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add what memory may be used, and where what is offloaded goes."""
+    for tier in MEMORY_VARIABLES:
+        parser.add_argument(
+            f"--{tier}-memory", metavar="SIZE", help=f"of the {tier} that may be used"
+        )
+    parser.add_argument(
+        "--offload-dir", metavar="DIR", help="for weight stores and what is spilled"
+    )
+
+
+def apply_limits(options: argparse.Namespace) -> None:
+    """Have these limits, as `add_limits` has them, hold from now on.
+
+    Raises:
+        InvalidSettingError: a size is not understood.
+    """
+    sizes = {tier: getattr(options, f"{tier}_memory") for tier in MEMORY_VARIABLES}
+    set_limits(sizes, options.offload_dir)
 
 
 def _helm_run() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 
@@ -22,27 +22,21 @@ class Waiting:
     """Adds up the waits of whoever computes."""
 
     def __init__(self) -> None:
-        self._disk_s = 0.0
-        self._link_s = 0.0
+        self.so_far = Waited(0.0, 0.0)
 
-    @property
-    def so_far(self) -> Waited:
-        return Waited(self._disk_s, self._link_s)
-
-    @contextmanager
-    def for_disk(self) -> Iterator[None]:
+    def for_disk(self) -> AbstractContextManager[None]:
         """Count what is done meanwhile as waiting for the disk."""
-        start_s = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._disk_s += time.perf_counter() - start_s
+        return self._counted("disk_s")
+
+    def for_link(self) -> AbstractContextManager[None]:
+        """Count what is done meanwhile as waiting for weights being copied to the device."""
+        return self._counted("link_s")
 
     @contextmanager
-    def for_link(self) -> Iterator[None]:
-        """Count what is done meanwhile as waiting for weights being copied to the device."""
+    def _counted(self, name: str) -> Iterator[None]:
         start_s = time.perf_counter()
         try:
             yield
         finally:
-            self._link_s += time.perf_counter() - start_s
+            seconds = getattr(self.so_far, name) + time.perf_counter() - start_s
+            self.so_far = self.so_far._replace(**{name: seconds})

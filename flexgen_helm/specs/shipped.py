@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from flexgen_helm.specs.hardware import Hardware, read_hardware
 
@@ -22,6 +24,12 @@ def hardware_profiles() -> dict[str, Path]:
     """Return the hardware profiles that ship, by name."""
     files = sorted((scenarios_dir() / "hardware").glob("*.json"))
     return {file.stem: file for file in files}
+
+
+def flexgen_paper() -> dict[str, Any]:
+    """Return the FlexGen paper's tables: ``throughput``, and ``helm`` with its model and rows."""
+    paper: dict[str, Any] = json.loads((scenarios_dir() / "flexgen_paper.json").read_text())
+    return paper
 
 
 def typical_hardware(*, unified: bool) -> Hardware:

@@ -6,7 +6,7 @@ import csv
 import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Layout:
     files: Mapping[str, Check]
     """Glob patterns, each of which some file must match, and how a file is checked."""
 
-    optional: Mapping[str, Check] | None = None
+    optional: Mapping[str, Check] = field(default_factory=dict)
     """Likewise, of what need not be there."""
 
 
@@ -176,7 +176,7 @@ def check_files(directory: Path, layout: Layout, needed: Sequence[str] = ()) -> 
     """
     found: list[Path] = []
     missing = [file for file in needed if not (directory / file).is_file()]
-    for pattern, check in {**layout.files, **(layout.optional or {})}.items():
+    for pattern, check in {**layout.files, **layout.optional}.items():
         files = sorted(path for path in directory.glob(pattern) if path.is_file())
         if not files and pattern in layout.files:
             missing.append(pattern)

@@ -23,8 +23,6 @@ LoadRows = Callable[[str, "str | None", str], Iterable[Row]]
 class Staged:
     """What was done for a scenario."""
 
-    scenario: str
-    source: str
     files: list[Path]
     """Those there are now, of which some may have been there before."""
 
@@ -62,8 +60,7 @@ def stage(
             _put(target / file, partial(shutil.copyfile, directory / file))
     else:
         note = _from_data_set(scenario, source, target, load)
-    files = check_files(target, layout, needed)
-    return Staged(scenario=scenario, source=source, files=files, note=note)
+    return Staged(files=check_files(target, layout, needed), note=note)
 
 
 def _laid_out(directory: Path, scenario: str) -> Path | None:

@@ -77,10 +77,11 @@ def compare(
     totals = totals_of(metrics_of(directories))
     if metric is not None:
         require_known(metric, totals)
+    reference = Compression.parse(reference).label
     if reference != AS_IT_IS:
-        _require_reference(Compression.parse(reference).label, costs)
+        _require_reference(reference, costs)
     runs = sorted(runs_of(directories, costs, totals, metric), key=lambda run: run.order)
-    pairs = list(pairs_of(runs, Compression.parse(reference).label))
+    pairs = list(pairs_of(runs, reference))
     return Comparison(
         settings=frame_of(COMPARISON, _rows(pairs)),
         overall=frame_of(OVERALL, overall_rows(pairs)),

@@ -2,14 +2,14 @@ import argparse
 
 import pytest
 
-from flexgen_helm.cli import helm_process, reproduce
+from flexgen_helm.cli import helm_process
 from flexgen_helm.cli.entries import read_entries
 from flexgen_helm.cli.main import main
 from flexgen_helm.cli.plan import read_suite
 from flexgen_helm.cli.reproduce import SUITES, limited, plan_for, shortened
 from flexgen_helm.cli.sweep import deployments
 from flexgen_helm.errors import InvalidSettingError
-from flexgen_helm.specs.shipped import scenarios_dir
+from flexgen_helm.specs.shipped import flexgen_paper, scenarios_dir
 from flexgen_helm.staging.layouts import LAYOUTS, NEED_NOTHING, scenario_of_entry
 
 CONFS = sorted(scenarios_dir().glob("*.conf"))
@@ -96,7 +96,7 @@ def test_an_output_path_that_is_a_file(tmp_path, capsys):
 @pytest.mark.parametrize("name", SUITES.values())
 def test_suites_have_the_papers_sub_scenarios_in_order(name):
     conf = scenarios_dir() / f"{name}.conf"
-    rows = reproduce.paper_rows()
+    rows = flexgen_paper()["helm"]["rows"]
     for scenario, entry, row in zip(read_suite(conf), read_entries(conf), rows, strict=True):
         assert scenario_of_entry(scenario.name) == scenario_of_entry(entry)
         assert scenario_of_entry(row["scenario"]) == scenario_of_entry(entry)
