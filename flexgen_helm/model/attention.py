@@ -236,6 +236,11 @@ def attend_one(
     return Attended(attended.div_(weights.total), weights.lse())
 
 
+def attend_self(queries: Tensor, keys: Tensor, values: Tensor) -> Attended:
+    """Attention of positions to themselves alone, all [b, h, d]."""
+    return Attended(values.clone(), (queries * keys).sum(-1, dtype=torch.float32))
+
+
 def merge_(total: Attended, part: Attended) -> None:
     """Add to `total`, in place, what the same queries attended to elsewhere."""
     share = torch.sigmoid(part.lse - total.lse)

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flexgen_helm.offload.link import Link
 from flexgen_helm.offload.spill import Spill, TensorLayout
-from flexgen_helm.quant.quantize import QuantizedTensor, dequantize, quantize
+from flexgen_helm.quant import kernels
+from flexgen_helm.quant.quantize import dequantize, quantize
+from flexgen_helm.quant.tensor import QuantizedTensor
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.placement import Placement, Tier, place_evenly
@@ -45,6 +48,9 @@ class CacheFormat:
     spill: Spill | None = None
     """Where those on disk are."""
 
+    link: Link | None = None
+    """To the device; `None` where it has the host's memory."""
+
     @property
     def uncompressed(self) -> CacheFormat:
         """Without compression, on the device."""
@@ -72,6 +78,24 @@ class CacheFormat:
         """Whether any are on disk."""
         return any(Tier.DISK in both for both in self.tiers)
 
+    @property
+    def moves(self) -> bool:
+        """Whether any are brought to the device for every token."""
+        to_device = self.link is not None and any(Tier.HOST in both for both in self.tiers)
+        return self.spills or to_device
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether a device can attend to them as they are stored."""
+        compression = self.compression
+        return kernels.can_attend(
+            compression.cache_bits, compression.group_size, self.spec.head_size, self.device
+        )
+
+    def tensors(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Turn [n, e] into the tensors that are stored."""
+        return tensors_of(self.compress(rows))
+
     def compress(self, rows: Tensor) -> Rows:
         """Turn [n, e] into what is stored."""
         if self.compression.cache_bits is None:
@@ -79,6 +103,14 @@ class CacheFormat:
         return quantize(
             rows, bits=self.compression.cache_bits, group_size=self.compression.group_size
         )
+
+    def store(self, rows: Tensor, slots: Tensor, positions: Tensor, room: QuantizedTensor) -> None:
+        """Compress rows [n, e] into cells of a room [b, t]."""
+        if kernels.are_made_for(room):
+            kernels.quantize_into(room, rows, slots, positions)
+            return
+        for tensor, part in zip(room.tensors, self.tensors(rows), strict=True):
+            tensor[slots, positions] = part
 
     def decompress(self, rows: Rows) -> Tensor:
         """Turn what is stored back into [..., e]."""
@@ -97,10 +129,9 @@ class CacheFormat:
         if not self.compressed:  # [b, h, t, d], the order in which products read it
             shape = num_slots, self.spec.num_heads, capacity, self.spec.head_size
             return [TensorLayout(self.dtype, shape)]
-        position = self.compress(torch.zeros(self.spec.hidden_size, dtype=self.dtype))
+        position = self.tensors(torch.zeros(self.spec.hidden_size, dtype=self.dtype))
         return [
-            TensorLayout(tensor.dtype, (num_slots, capacity, *tensor.shape))
-            for tensor in tensors_of(position)
+            TensorLayout(tensor.dtype, (num_slots, capacity, *tensor.shape)) for tensor in position
         ]
 
     def rows(self, tensors: Sequence[Tensor]) -> Rows:
@@ -117,6 +148,10 @@ class CacheFormat:
             group_size=self.compression.group_size,
             row_len=self.spec.hidden_size,
         )
+
+    def side_by_side(self, rows: Rows) -> tuple[Tensor, ...]:
+        """Undo `rows`."""
+        return tensors_of(rows if isinstance(rows, QuantizedTensor) else rows.transpose(1, 2))
 
     def join(self, records: Sequence[Sequence[Tensor]], tensors: Sequence[Tensor]) -> None:
         """Put what `compress` made of one position of each slot [b, e] side by side.

@@ -12,9 +12,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from flexgen_helm.model.cache_format import CacheFormat, Rows, move, tensors_of
-from flexgen_helm.model.rooms import DiskRoom, RoomSize, make_room
+from flexgen_helm.model.cache_format import CacheFormat, Rows, move
+from flexgen_helm.model.rooms import DiskRoom, Room, RoomSize, make_room
 from flexgen_helm.model.row_cells import RowCells
+from flexgen_helm.offload.link import Lane, Link, Transit
 from flexgen_helm.offload.spill import RecordLayout, Spill
 from flexgen_helm.specs.placement import Tier
 
@@ -83,17 +84,17 @@ class SegmentCache:
         return KeysByHead(*(self._by_head(stored.read()) for stored in self._layers[layer]))
 
     def _stored(self, rows: Tensor, tier: Tier) -> _Stored:
+        tensors: Sequence[Tensor] = (rows,)
         if self._format.compressed:  # codes belong to a position, not to a head: [t, g, codes]
-            tensors = tensors_of(self._format.compress(rows.transpose(0, 1).flatten(1)))
-        else:
-            tensors = (rows,)
+            tensors = self._format.tensors(rows.transpose(0, 1).flatten(1))
         if tier is Tier.DISK:
             assert self._format.spill is not None, "a cache on disk comes with a spill"
-            return _OnDisk(tensors, self._format.spill)
-        return _InMemory([tensor.to(self._format.memory_of(tier)) for tensor in tensors])
+            return _OnDisk(tensors, self._format.spill, self._format.link)
+        if tier is Tier.HOST and self._format.link is not None:
+            return _OnHost(tensors, self._format.link)
+        return _InMemory(tensors)
 
     def _by_head(self, tensors: Sequence[Tensor]) -> Tensor:
-        tensors = [tensor.to(self._format.device) for tensor in tensors]
         if not self._format.compressed:
             return tensors[0]
         rows = self._format.by_head(self._format.rows([tensor[None] for tensor in tensors]))
@@ -126,10 +127,31 @@ class _InMemory:
         return self._tensors
 
 
+class _OnHost:
+    """In the host's memory, for a device with memory of its own."""
+
+    def __init__(self, tensors: Sequence[Tensor], link: Link) -> None:
+        self.num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        self._link = link
+        self._stored = [link.down(tensor) for tensor in tensors]
+        self._ahead: list[Transit] = []
+
+    def begin_read(self) -> int:
+        if not self._ahead:
+            self._ahead = [self._link.up(copy.wait(), Lane.CACHE) for copy in self._stored]
+        return self.num_bytes
+
+    def read(self) -> Sequence[Tensor]:
+        self.begin_read()
+        copies, self._ahead = self._ahead, []
+        return [copy.use() for copy in copies]
+
+
 class _OnDisk:
-    def __init__(self, tensors: Sequence[Tensor], spill: Spill) -> None:
+    def __init__(self, tensors: Sequence[Tensor], spill: Spill, link: Link | None) -> None:
         self._region = spill.region(RecordLayout.of(tensors).num_bytes)
         self._region.append_copy(tensors)
+        self._link = link
 
     @property
     def num_bytes(self) -> int:
@@ -140,7 +162,15 @@ class _OnDisk:
 
     def read(self) -> Sequence[Tensor]:
         with self._region.read() as [tensors]:
-            return [tensor.clone() for tensor in tensors]
+            if self._link is None:
+                return [tensor.clone() for tensor in tensors]
+            copies = [self._link.up(tensor, Lane.CACHE) for tensor in tensors]
+            for copy in copies:  # before the memory is used again
+                copy.wait()
+            return [copy.use() for copy in copies]
+
+
+_CPU = torch.device("cpu")
 
 
 class CachePart(NamedTuple):
@@ -177,9 +207,9 @@ class CachePool:
             for layer in range(cache_format.spec.num_layers)
         ]
 
-    def write(self, layer: int, cells: RowCells, new: KeysValues) -> None:
-        """Store those of the rows [n, e] that have a cell here."""
-        for room, rows in zip(self._layers[layer], new, strict=True):
+    def write(self, layer: int, cells: RowCells, new: KeysValues, *, on_host: bool = False) -> None:
+        """Store those of the rows [n, e] that have a cell here, of the device or of the host."""
+        for room, rows in zip(self._rooms(layer, on_host=on_host), new, strict=True):
             room.write(cells, rows)
 
     def end_prefill(self, layer: int) -> None:
@@ -187,35 +217,45 @@ class CachePool:
         for room in self._layers[layer]:
             room.end_prefill()
 
-    def begin_read(self, layer: int) -> int:
+    def begin_read(self, layer: int, *, on_host: bool = False) -> int:
         """Begin what `read` will wait for; return the bytes of memory this takes."""
-        return sum(room.begin_read() for room in self._layers[layer])
+        return sum(room.begin_read() for room in self._rooms(layer, on_host=on_host))
 
     @contextmanager
-    def read(self, layer: int, device: torch.device) -> Iterator[list[CachePart]]:
-        """Lend a device all positions of all slots of a layer, in one part or in several.
+    def read(self, layer: int, *, on_host: bool = False) -> Iterator[list[CachePart]]:
+        """Lend all positions of all slots of a layer, in one part or in several.
+
+        To the device, or to the host for what it attends to.
 
         The first has t positions of each slot. What lies beyond a sequence's own length is finite,
         and means nothing. It is part of the answer because batched products are several times
         faster on tensors without gaps. The others have the last positions of each slot in use.
         """
-        keys, values = self._layers[layer]
+        keys, values = self._rooms(layer, on_host=on_host)
         if isinstance(keys, DiskRoom) and isinstance(values, DiskRoom):
             with keys.read_parts() as key_parts, values.read_parts() as value_parts:
                 yield [
-                    self._part(of_keys.rows, of_values.rows, of_keys.num_positions, device)
+                    self._part(of_keys.rows, of_values.rows, of_keys.num_positions)
                     for of_keys, of_values in zip(key_parts, value_parts, strict=True)
                 ]
         else:
-            with keys.read() as all_keys, values.read() as all_values:
-                yield [self._part(all_keys, all_values, self.capacity, device)]
+            with self.read_stored(layer, on_host=on_host) as (all_keys, all_values):
+                yield [self._part(all_keys, all_values, self.capacity)]
 
     @contextmanager
-    def read_keys(self, layer: int, device: torch.device) -> Iterator[Tensor]:
-        """Lend a device the keys at all positions of all slots [b, h, t, d]; t is the capacity."""
-        keys, _ = self._layers[layer]
+    def read_stored(self, layer: int, *, on_host: bool = False) -> Iterator[tuple[Rows, Rows]]:
+        """Lend keys and values of a layer as they are stored; see `read`."""
+        keys, values = self._rooms(layer, on_host=on_host)
+        with keys.read() as all_keys, values.read() as all_values:
+            where = _CPU if on_host else self._format.device
+            yield move(all_keys, where), move(all_values, where)
+
+    @contextmanager
+    def read_keys(self, layer: int, *, on_host: bool = False) -> Iterator[Tensor]:
+        """Lend the keys at all positions of all slots [b, h, t, d]; t is the capacity."""
+        keys, _ = self._rooms(layer, on_host=on_host)
         with keys.read() as rows:
-            yield self._format.by_head(move(rows, device))
+            yield self._format.by_head(move(rows, _CPU if on_host else self._format.device))
 
     def values_at(self, layer: int, positions: Tensor) -> Tensor:
         """Return the values at some positions of each slot, [b, h, k] -> [b, h, k, d].
@@ -223,7 +263,7 @@ class CachePool:
         Only these are moved to where `positions` is, unless they are compressed: there a position's
         codes are those of all heads.
         """
-        _, values = self._layers[layer]
+        _, values = self._rooms(layer, on_host=True)
         with values.read() as rows:
             if self._format.compressed:
                 rows = move(rows, positions.device)
@@ -231,11 +271,14 @@ class CachePool:
             chosen = positions[..., None].to(by_head.device)
             return by_head.take_along_dim(chosen, dim=2).to(positions.device)
 
-    def _part(
-        self, keys: Rows, values: Rows, num_positions: int, device: torch.device
-    ) -> CachePart:
-        by_head = [self._format.by_head(move(rows, device)) for rows in (keys, values)]
+    def _part(self, keys: Rows, values: Rows, num_positions: int) -> CachePart:
+        by_head = [self._format.by_head(rows) for rows in (keys, values)]
         return CachePart(keys=by_head[0], values=by_head[1], num_positions=num_positions)
+
+    def _rooms(self, layer: int, *, on_host: bool) -> list[Room]:
+        """Rooms of keys and values: for the host those that hold them, without the link."""
+        rooms = self._layers[layer]
+        return [room.stored for room in rooms] if on_host else rooms
 
     @classmethod
     def gather(
@@ -261,7 +304,7 @@ class CachePool:
             for which, room in enumerate(both):
                 start = 0
                 for (pool, slots), length in zip(pieces, lengths, strict=True):
-                    with pool._layers[layer][which].read() as source:
+                    with pool._layers[layer][which].stored.read() as source:
                         room.copy(start, source, slots, length)
                     start += len(slots)
                 room.end_prefill()

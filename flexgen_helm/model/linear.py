@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flexgen_helm.quant import kernels
+from flexgen_helm.quant.tensor import QuantizedTensor
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda rows: rows,
     "relu": F.relu_,
@@ -25,16 +28,21 @@ _FUSED_ALGORITHMS = {"none": "", "relu": "", "gelu": "none"}
 
 
 def linear(
-    rows: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none"
+    rows: Tensor,
+    weight: Tensor | QuantizedTensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     """Compute activation(rows @ weight.T + bias), [n, i] -> [n, o].
 
     Args:
         rows: [n, i].
-        weight: [o, i].
+        weight: [o, i]; as it is stored only where `kernels.multiply` can read it.
         bias: [o], if any.
         activation: ``none``, ``relu`` or ``gelu``.
     """
+    if isinstance(weight, QuantizedTensor):
+        return _ACTIVATIONS[activation](kernels.multiply(rows, weight, bias))
     if _is_fusable(rows):
         return torch.ops.mkldnn._linear_pointwise(
             rows, weight, bias, activation, [], _FUSED_ALGORITHMS[activation]

@@ -10,7 +10,8 @@ from torch import Tensor
 from flexgen_helm.model.linear import laid_out
 from flexgen_helm.model.parts import PartTensor, TensorSource, parts
 from flexgen_helm.offload.weights import ResidentWeights
-from flexgen_helm.quant.quantize import QuantizedTensor, quantize
+from flexgen_helm.quant.quantize import quantize
+from flexgen_helm.quant.tensor import QuantizedTensor
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
 

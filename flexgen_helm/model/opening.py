@@ -12,6 +12,7 @@ from flexgen_helm.model.convert import convert
 from flexgen_helm.model.dtypes import DTYPES
 from flexgen_helm.model.linear import laid_out
 from flexgen_helm.model.loading import load_weights
+from flexgen_helm.offload.link import Link
 from flexgen_helm.offload.store import StoreIdentity, WeightStore
 from flexgen_helm.offload.streamed import StreamedWeights
 from flexgen_helm.offload.waiting import Waiting
@@ -34,6 +35,7 @@ def open_weights(
     device: torch.device,
     offload_dir: Path,
     on_part: Callable[[], object] = lambda: None,
+    link: Link | None = None,
     waiting: Waiting | None = None,
 ) -> WeightSource:
     """Load a checkpoint, or open its store where a policy has weights elsewhere than on the device.
@@ -47,7 +49,8 @@ def open_weights(
         device: what computes.
         offload_dir: where stores are.
         on_part: called after each part that is loaded or converted, for progress.
-        waiting: told of waits for the disk and for copies to the device.
+        link: to the device; `None` where it has the host's memory.
+        waiting: told of waits for the disk.
 
     Raises:
         CheckpointError: a tensor is missing, damaged or of another shape than the spec says.
@@ -74,6 +77,7 @@ def open_weights(
         device=device,
         lay_out=laid_out,
         overlap=policy.overlap,
+        link=link,
         waiting=waiting,
     )
 

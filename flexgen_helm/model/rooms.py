@@ -5,7 +5,8 @@ Shape letters: b sequences, t cached positions, h heads, d head size, e model wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from typing import NamedTuple, Protocol
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from flexgen_helm.model.cache_format import CacheFormat, Rows, tensors_of
 from flexgen_helm.model.row_cells import RowCells
-from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion
+from flexgen_helm.offload.link import Lane, Link, Transit
+from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion, TensorLayout
 from flexgen_helm.specs.placement import Tier
 
 RUN_LEN = 16
@@ -51,8 +53,15 @@ class RoomPart(NamedTuple):
 class Room(Protocol):
     """Room for [b, t] positions."""
 
+    @property
+    def stored(self) -> Room:
+        """The room that has all that was written so far, without a link in between."""
+
     def write(self, cells: RowCells, rows: Tensor) -> None:
         """Store those of the rows [n, e] that have a cell here."""
+
+    def store(self, cells: RowCells, tensors: Sequence[Tensor]) -> None:
+        """Store what the format makes of such rows, in the order of their cells."""
 
     def copy(self, start: int, source: Rows, slots: Tensor, length: int) -> None:
         """Store the first positions of some slots of another room, in slots from `start` on."""
@@ -71,29 +80,27 @@ class Room(Protocol):
 
 
 class MemoryRoom:
-    """In the memory of a device.
+    """In memory.
 
     Args:
         cache_format: how positions are stored.
-        num_slots: b.
-        capacity: t.
-        device: whose memory.
+        tensors: the memory, as `cache_format.layout` says; finite everywhere.
     """
 
-    def __init__(
-        self, cache_format: CacheFormat, num_slots: int, capacity: int, device: torch.device
-    ) -> None:
-        layouts = cache_format.layout(num_slots, capacity)
-        pinned = cache_format.device.type == "cuda" and device.type == "cpu"
-        tensors = [
-            torch.zeros(x.shape, dtype=x.dtype, device=device, pin_memory=pinned) for x in layouts
-        ]
+    def __init__(self, cache_format: CacheFormat, tensors: Sequence[Tensor]) -> None:
         self._format = cache_format
-        self._device = device
+        self._device = tensors[0].device
         self._rows = cache_format.rows(tensors)
+
+    @property
+    def stored(self) -> MemoryRoom:
+        return self
 
     def write(self, cells: RowCells, rows: Tensor) -> None:
         _write(self._format, self._rows, cells.on(self._device), rows.to(self._device))
+
+    def store(self, cells: RowCells, tensors: Sequence[Tensor]) -> None:
+        _store(self._rows, cells.on(self._device), tensors)
 
     def copy(self, start: int, source: Rows, slots: Tensor, length: int) -> None:
         _copy(self._rows, start, source, slots, length)
@@ -139,12 +146,21 @@ class DiskRoom:
         self._later: list[RowCells] = []
         """Where each position that came after prefill belongs."""
 
+    @property
+    def stored(self) -> DiskRoom:
+        return self
+
     def write(self, cells: RowCells, rows: Tensor) -> None:
-        cells, rows = cells.on(_CPU), rows.to(_CPU)
-        if self._region is not None:
-            self._append(self._region, cells, rows)
-            return
-        _write(self._format, self._prefill(), cells, rows)
+        if self._region is None:
+            _write(self._format, self._prefill(), cells, rows)
+        else:
+            self._append(self._region, cells, self._format.tensors(cells.rows_of(rows)))
+
+    def store(self, cells: RowCells, tensors: Sequence[Tensor]) -> None:
+        if self._region is None:
+            _store(self._prefill(), cells.on(_CPU), tensors)
+        else:
+            self._append(self._region, cells.on(_CPU), tensors)
 
     def copy(self, start: int, source: Rows, slots: Tensor, length: int) -> None:
         _copy(self._prefill(), start, source, slots, length)
@@ -154,13 +170,10 @@ class DiskRoom:
             return
         self._prefill()  # where sequences have no prompt of their own, nothing has been written
         assert self._prefilled is not None
-        one_each = tensors_of(
-            self._format.compress(
-                torch.zeros(
-                    self._num_slots, self._format.spec.hidden_size, dtype=self._format.dtype
-                )
-            )
+        zeros = torch.zeros(
+            self._num_slots, self._format.spec.hidden_size, dtype=self._format.dtype
         )
+        one_each = self._format.tensors(zeros)
         later_bytes = self._size.num_later * RecordLayout.of(one_each).num_bytes
         self._region = self._spill.region(self._first.num_bytes + later_bytes)
         self._region.append(self._first, self._prefilled)
@@ -219,10 +232,87 @@ class DiskRoom:
             self._prefilled.zero_()  # what is never written is read, and must be finite
         return self._format.rows(self._first.views(self._prefilled))
 
-    def _append(self, region: SpillRegion, cells: RowCells, rows: Tensor) -> None:
-        by_slot = cells.by_slot(rows, self._num_slots)
-        region.append_copy(tensors_of(self._format.compress(by_slot)))
+    def _append(self, region: SpillRegion, cells: RowCells, tensors: Sequence[Tensor]) -> None:
+        """Write a position of each slot that has a cell, and zeros of the others."""
+        region.append_copy([cells.by_slot(tensor, self._num_slots) for tensor in tensors])
         self._later.append(cells)
+
+
+class LinkedRoom:
+    """A room of the host's, or on disk, for a device with memory of its own.
+
+    What is written passes the link as it is stored, and nobody waits for it; what is read is on its
+    way since `begin_read`.
+
+    Args:
+        cache_format: how positions are stored.
+        room: where they are.
+        num_bytes: of the room, at most.
+        link: between it and the device.
+    """
+
+    def __init__(
+        self, cache_format: CacheFormat, room: MemoryRoom | DiskRoom, num_bytes: int, link: Link
+    ) -> None:
+        self._format, self._room, self._link = cache_format, room, link
+        self._num_bytes = num_bytes
+        self._unfinished: list[Future[None]] = []
+        """What is being stored."""
+        self._ahead: Future[list[Transit]] | None = None
+
+    @property
+    def stored(self) -> MemoryRoom | DiskRoom:
+        if self._ahead is not None:  # in vain, and it reads the room
+            self._ahead.result()
+            self._ahead = None
+        while self._unfinished:
+            self._unfinished.pop(0).result()
+        return self._room
+
+    def write(self, cells: RowCells, rows: Tensor) -> None:
+        self.store(cells, self._format.tensors(cells.rows_of(rows)))
+
+    def store(self, cells: RowCells, tensors: Sequence[Tensor]) -> None:
+        assert self._ahead is None, "what is on its way is not all there is"
+        copies, there = [self._link.down(tensor) for tensor in tensors], cells.on(_CPU)
+        self._store_beside(lambda: self._room.store(there, [copy.wait() for copy in copies]))
+
+    def copy(self, start: int, source: Rows, slots: Tensor, length: int) -> None:
+        self.stored.copy(start, source, slots, length)
+
+    def end_prefill(self) -> None:
+        self._store_beside(self._room.end_prefill)
+
+    def begin_read(self) -> int:
+        self._ahead = self._ahead or self._begin()
+        return self._num_bytes
+
+    @contextmanager
+    def read(self) -> Iterator[Rows]:
+        ahead, self._ahead = self._ahead or self._begin(), None
+        with self._link.waiting.for_disk():
+            copies = ahead.result()
+        yield self._format.rows([copy.use() for copy in copies])
+
+    def _begin(self) -> Future[list[Transit]]:
+        unfinished = self._unfinished
+        self._unfinished = [store for store in unfinished if not store.done()]
+
+        def load() -> list[Transit]:
+            for store in unfinished:
+                store.result()
+            with self._room.read() as rows:
+                tensors = self._format.side_by_side(rows)
+                copies = [self._link.up(tensor, Lane.CACHE) for tensor in tensors]
+                if isinstance(self._room, DiskRoom):  # whose memory others will use
+                    for copy in copies:
+                        copy.wait()
+            return copies
+
+        return self._link.beside(Lane.CACHE, load)
+
+    def _store_beside(self, work: Callable[[], None]) -> None:
+        self._unfinished.append(self._link.beside(Lane.STORE, work))
 
 
 _CPU = torch.device("cpu")
@@ -230,18 +320,42 @@ _CPU = torch.device("cpu")
 
 def make_room(cache_format: CacheFormat, tier: Tier, num_slots: int, size: RoomSize) -> Room:
     """Return room on a tier."""
+    link = cache_format.link
+    layouts = cache_format.layout(num_slots, size.capacity)
     if tier is Tier.DISK:
         assert cache_format.spill is not None, "a cache on disk comes with a spill"
-        return DiskRoom(cache_format, num_slots, size, cache_format.spill)
-    return MemoryRoom(cache_format, num_slots, size.capacity, cache_format.memory_of(tier))
+        on_disk = DiskRoom(cache_format, num_slots, size, cache_format.spill)
+        return on_disk if link is None else _linked(cache_format, on_disk, layouts, link)
+    if tier is Tier.HOST and link is not None:
+        record = RecordLayout(layouts)
+        tensors = record.views(link.buffer(record.num_bytes))  # new memory is zeros
+        return _linked(cache_format, MemoryRoom(cache_format, tensors), layouts, link)
+    device = cache_format.memory_of(tier)
+    zeros = [torch.zeros(x.shape, dtype=x.dtype, device=device) for x in layouts]
+    return MemoryRoom(cache_format, zeros)
+
+
+def _linked(
+    cache_format: CacheFormat,
+    room: MemoryRoom | DiskRoom,
+    layouts: Sequence[TensorLayout],
+    link: Link,
+) -> LinkedRoom:
+    return LinkedRoom(cache_format, room, sum(layout.num_bytes for layout in layouts), link)
 
 
 def _write(cache_format: CacheFormat, room: Rows, cells: RowCells, rows: Tensor) -> None:
     if isinstance(room, Tensor):
         cells.spread(rows.unflatten(1, room.shape[2:]), room)
-        return
-    stored = cache_format.compress(cells.rows_of(rows))
-    for tensor, part in zip(tensors_of(room), tensors_of(stored), strict=True):
+    else:
+        cache_format.store(cells.rows_of(rows), cells.slots, cells.positions, room)
+
+
+def _store(room: Rows, cells: RowCells, tensors: Sequence[Tensor]) -> None:
+    """Put rows as they are stored, in the order of their cells, where they belong."""
+    if isinstance(room, Tensor):
+        tensors = [rows.unflatten(1, room.shape[2:]) for rows in tensors]
+    for tensor, part in zip(tensors_of(room), tensors, strict=True):
         cells.store(part, tensor)
 
 

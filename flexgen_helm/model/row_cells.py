@@ -63,7 +63,8 @@ class RowCells:
         numbers = np.array([rows, slots, positions], dtype=np.int64)
         self._numbers, self._device = numbers, device
         self._rows = row_index(numbers[0], device)
-        self.slots, self._positions = torch.as_tensor(numbers[1:], device=device)
+        self.slots, self.positions = torch.as_tensor(numbers[1:], device=device)
+        self._elsewhere: RowCells | None = None
         runs = _runs(numbers) if device.type == "cpu" else []
         self._runs = runs if numbers.shape[1] >= MIN_RUN_LEN * len(runs) > 0 else None
 
@@ -81,16 +82,17 @@ class RowCells:
         """Return the same for tensors on another device."""
         if device == self._device:
             return self
-        rows, slots, positions = self._numbers
-        return RowCells(rows, slots, positions, device)
+        if self._elsewhere is None or self._elsewhere._device != device:
+            rows, slots, positions = self._numbers
+            self._elsewhere = RowCells(rows, slots, positions, device)
+        return self._elsewhere
 
     def rows_of(self, packed: Tensor) -> Tensor:
         """Return the rows, in order, of a packed tensor."""
         return packed[self._rows]
 
-    def by_slot(self, packed: Tensor, num_slots: int) -> Tensor:
-        """Return the rows of a packed tensor by slot, which has one at most, or zeros."""
-        rows = self.rows_of(packed)
+    def by_slot(self, rows: Tensor, num_slots: int) -> Tensor:
+        """Return rows, already in order, by slot, which has one at most, or zeros."""
         if len(rows) == num_slots and (np.diff(self._numbers[1]) == 1).all():
             return rows
         by_slot = rows.new_zeros(num_slots, *rows.shape[1:])
@@ -99,7 +101,7 @@ class RowCells:
 
     def store(self, rows: Tensor, cells: Tensor) -> None:
         """Copy rows, already in order, to their cells."""
-        cells[self.slots, self._positions] = rows
+        cells[self.slots, self.positions] = rows
 
     def spread(self, packed: Tensor, cells: Tensor) -> None:
         """Copy rows of a packed tensor to their cells."""
@@ -112,7 +114,7 @@ class RowCells:
     def collect(self, cells: Tensor, packed: Tensor) -> None:
         """Copy cells to their rows of a packed tensor."""
         if self._runs is None:
-            packed[self._rows] = cells[self.slots, self._positions]
+            packed[self._rows] = cells[self.slots, self.positions]
             return
         for run in self._runs:
             packed[run.rows] = cells[run.slot, run.positions]

@@ -27,13 +27,42 @@ class DiskPart:
     def __init__(self, file: PartFile, regions: Mapping[str, Region]) -> None:
         self.file = file
         self.regions = regions
-        self.extents = _merged(list(regions.values()))
+        self.starts: dict[_Extent, int] = {}
+        """Where each extent goes in a buffer."""
+        self.num_bytes = 0
+        for extent in _merged(list(regions.values())):
+            self.starts[extent] = self.num_bytes
+            self.num_bytes += extent.stop - extent.start
         self.checked = False
         """Whether the checksums have been compared: once is enough."""
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(extent.stop - extent.start for extent in self.extents)
+    def views(self, buffer: Tensor) -> dict[str, Tensor]:
+        """Return the tensors in a buffer with the bytes read, sharing its memory."""
+        return {
+            name: self._bytes(region, buffer).view(region.entry.dtype).view(region.entry.shape)
+            for name, region in self.regions.items()
+        }
+
+    def check(self, buffer: Tensor) -> None:
+        """Compare checksums, unless that has been done.
+
+        Raises:
+            StoreError: something else was read than was written.
+        """
+        if self.checked:
+            return
+        for name, region in self.regions.items():
+            if zlib.crc32(self._bytes(region, buffer).numpy().data) != region.checksum:
+                raise StoreError(
+                    f"tensor {name!r} in {self.file.path} is not what was written: the disk"
+                    " or the file is damaged, delete the store and convert the checkpoint again"
+                )
+        self.checked = True
+
+    def _bytes(self, region: Region, buffer: Tensor) -> Tensor:
+        [extent] = [e for e in self.starts if e.start <= region.offset and region.end <= e.stop]
+        start = self.starts[extent] + region.offset - extent.start
+        return buffer[start : start + region.entry.num_bytes]
 
 
 class Reading:
@@ -48,26 +77,20 @@ class Reading:
     def __init__(self, part: DiskPart, buffer: Tensor, reader: DiskReader) -> None:
         self.part = part
         self._buffer = buffer
-        self._starts: dict[_Extent, int] = {}
         self._futures: list[Future[None]] = []
-        position = 0
-        for extent in part.extents:
-            self._starts[extent] = position
-            stop = position + extent.stop - extent.start
-            self._futures += reader.read(part.file.path, extent.start, buffer[position:stop])
-            position = stop
+        for extent, start in part.starts.items():
+            target = buffer[start : start + extent.stop - extent.start]
+            self._futures += reader.read(part.file.path, extent.start, target)
 
     def finish(self) -> dict[str, Tensor]:
-        """Wait for all of it, and return the tensors, which share the buffer's memory."""
+        """Wait for all of it, and return the tensors, which share the buffer's memory.
+
+        Raises:
+            StoreError: the disk cannot be read, or what it holds has changed.
+        """
         self.wait()
-        data = {name: self._bytes(region) for name, region in self.part.regions.items()}
-        if not self.part.checked:
-            self._check(data)
-            self.part.checked = True
-        return {
-            name: data[name].view(region.entry.dtype).view(region.entry.shape)
-            for name, region in self.part.regions.items()
-        }
+        self.part.check(self._buffer)
+        return self.part.views(self._buffer)
 
     def wait(self) -> None:
         """Wait for all of it.
@@ -77,19 +100,6 @@ class Reading:
         """
         for future in self._futures:
             future.result()
-
-    def _bytes(self, region: Region) -> Tensor:
-        [extent] = [e for e in self._starts if e.start <= region.offset and region.end <= e.stop]
-        start = self._starts[extent] + region.offset - extent.start
-        return self._buffer[start : start + region.entry.num_bytes]
-
-    def _check(self, data: Mapping[str, Tensor]) -> None:
-        for name, region in self.part.regions.items():
-            if zlib.crc32(data[name].numpy().data) != region.checksum:
-                raise StoreError(
-                    f"tensor {name!r} in {self.part.file.path} is not what was written: the disk"
-                    " or the file is damaged, delete the store and convert the checkpoint again"
-                )
 
 
 def _merged(regions: Sequence[Region]) -> list[_Extent]:

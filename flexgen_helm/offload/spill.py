@@ -11,7 +11,7 @@ import bisect
 import errno
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,10 +77,16 @@ class Buffers:
 
     Args:
         idle_bytes: of buffers that are kept while nobody uses them.
+        make: makes another one.
     """
 
-    def __init__(self, idle_bytes: int = IDLE_READS * MOST_SPILLED_AT_ONCE) -> None:
+    def __init__(
+        self,
+        idle_bytes: int = IDLE_READS * MOST_SPILLED_AT_ONCE,
+        make: Callable[[int], Tensor] = aligned_buffer,
+    ) -> None:
         self._idle_bytes = idle_bytes
+        self._make = make
         self._lock = threading.Lock()
         self._idle: list[Tensor] = []
 
@@ -94,7 +100,7 @@ class Buffers:
             ]
             if fitting:
                 return self._idle.pop(min(fitting)[1])
-        return aligned_buffer(num_bytes)
+        return self._make(num_bytes)
 
     def give(self, buffer: Tensor) -> None:
         """Take a buffer back that nobody reads any more; forget those idle for longest."""
@@ -113,6 +119,7 @@ class Spill:
         limit_bytes: what may be on disk at a time; `None` for whatever the disk holds.
         idle_bytes: of buffers in memory that are kept while nobody uses them.
         waiting: told of waits for the disk.
+        make_buffer: makes memory that is read into and written from.
     """
 
     def __init__(
@@ -123,6 +130,7 @@ class Spill:
         limit_bytes: int | None = None,
         idle_bytes: int = IDLE_READS * MOST_SPILLED_AT_ONCE,
         waiting: Waiting | None = None,
+        make_buffer: Callable[[int], Tensor] = aligned_buffer,
     ) -> None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -142,7 +150,7 @@ class Spill:
         self._end = 0
         self.overlap = overlap
         self.waiting = waiting or Waiting()
-        self.buffers = Buffers(idle_bytes)
+        self.buffers = Buffers(idle_bytes, make_buffer)
         self.num_bytes = 0
         """Bytes of all regions in use."""
         self.peak_bytes = 0

@@ -19,7 +19,7 @@ from torch import Tensor
 from flexgen_helm.errors import StoreError
 from flexgen_helm.files import write_text_atomically
 from flexgen_helm.offload.part_file import Entry, PartFile
-from flexgen_helm.quant.quantize import QuantizedTensor
+from flexgen_helm.quant.tensor import QuantizedTensor
 from flexgen_helm.specs.compression import Compression
 
 MANIFEST = "store.json"

@@ -1,4 +1,4 @@
-"""Weights of which a part is read from disk for every pass, one layer ahead of its use."""
+"""Weights of which a part is brought from disk, or to the device, for every pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.offload.disk import DiskReader, aligned_buffer
+from flexgen_helm.offload.link import Link
 from flexgen_helm.offload.part_file import PartFile, Region
+from flexgen_helm.offload.parts_ahead import OffDevice, PartsAhead, PartsFromDisk, PartsToDevice
 from flexgen_helm.offload.reading import DiskPart, Reading
 from flexgen_helm.offload.store import WeightStore, tensor_of
 from flexgen_helm.offload.waiting import Waiting
@@ -23,19 +25,20 @@ LayOut = Callable[[Tensor], Tensor]
 
 
 class StreamedWeights:
-    """Parts of a store. What is on disk is read anew whenever it is fetched.
+    """Parts of a store. What is not on the device is brought there whenever it is fetched.
 
-    While a part is used the next one is read into the other of two staging buffers, so a part is
-    valid until the next one is fetched.
+    While a part is used the next one is on its way, into the other of two staging buffers, so a
+    part is valid until the next one is fetched.
 
     Args:
         store: where they come from.
         placed: what stays on disk or in the host's memory.
         dtype: compute dtype.
         device: what computes.
-        lay_out: applied to matrices that stay in memory and are not quantized.
-        overlap: whether the next part is read while one is used.
-        waiting: told of waits for the disk and for copies to the device.
+        lay_out: applied to matrices that stay on the device and are not quantized.
+        overlap: whether the next part is brought while one is used.
+        link: to the device; `None` where it has the host's memory.
+        waiting: told of waits for the disk.
     """
 
     def __init__(
@@ -47,23 +50,19 @@ class StreamedWeights:
         device: torch.device,
         lay_out: LayOut,
         overlap: bool = True,
+        link: Link | None = None,
         waiting: Waiting | None = None,
     ) -> None:
         self._store = store
-        self._waiting = waiting or Waiting()
         self._decompressor = Decompressor(dtype)
-        self._device = device
+        self._device, self._link = device, link
         self._lay_out = lay_out
-        self._overlap = overlap
         self._reader = DiskReader()
         self._resident: dict[str, dict[str, StoredTensor]] = {}
-        self._streamed: dict[str, DiskPart] = {}
+        self._elsewhere: dict[str, OffDevice] = {}
         for name in store.part_names:
             self._add(store.part(name), name, placed.get(name, {}))
-        size = max((part.num_bytes for part in self._streamed.values()), default=0)
-        self._buffers = [aligned_buffer(size) for _ in range(2 if size else 0)]
-        self._order = list(self._streamed)
-        self._ahead: Reading | None = None
+        self._ahead = self._bring_ahead(overlap, waiting or Waiting())
 
     @property
     def num_bytes(self) -> int:
@@ -73,76 +72,70 @@ class StreamedWeights:
     def linear_bytes(self) -> int:
         return self._store.linear_bytes
 
-    def fetch(self, part: str) -> Part:
+    def fetch(self, part: str, *, packed: bool = False) -> Part:
         """See `WeightSource.fetch`.
 
         Raises:
             StoreError: the disk cannot be read, or what it holds has changed.
         """
         tensors = dict(self._resident[part])
-        if part in self._streamed:
+        if part in self._elsewhere:
             # Not laid out: that takes ten times as long as it saves for a product.
-            tensors |= self._store.assemble(self._read(part))
-        return self._decompressor.decompress({n: self._moved(x) for n, x in tensors.items()})
+            tensors |= self._store.assemble(self._ahead.take(part))
+        return tensors if packed else self._decompressor.decompress(tensors)
 
     def close(self) -> None:
         """Let reads that are under way end, and give back the memory."""
+        self._ahead.close()
         self._reader.close()
         self._resident.clear()
-        self._buffers.clear()
+        self._elsewhere.clear()
 
     def _add(self, file: PartFile, name: str, tiers: Mapping[str, Tier]) -> None:
-        on_disk = {
-            region: where
-            for region, where in file.regions.items()
-            if tiers.get(tensor_of(region)) is Tier.DISK
-        }
-        if on_disk:
-            self._streamed[name] = DiskPart(file, on_disk)
-        kept = {region: x for region, x in file.regions.items() if region not in on_disk}
-        self._resident[name] = {
-            tensor: x if tiers.get(tensor) is Tier.HOST else self._moved(x)
-            for tensor, x in self._load(file, kept).items()
-        }
+        on: dict[Tier, dict[str, Region]] = {tier: {} for tier in Tier}
+        for region, where in file.regions.items():
+            tier = tiers.get(tensor_of(region), Tier.DEVICE)
+            same = self._link is None and tier is Tier.HOST
+            on[Tier.DEVICE if same else tier][region] = where
+        self._resident[name] = self._load(file, on[Tier.DEVICE])
+        if on[Tier.HOST] or on[Tier.DISK]:
+            on_host = DiskPart(file, on[Tier.HOST])
+            in_memory = self._read(
+                on_host, aligned_buffer if self._link is None else self._link.buffer
+            )
+            self._elsewhere[name] = OffDevice(on_host, in_memory, DiskPart(file, on[Tier.DISK]))
+
+    def _bring_ahead(self, overlap: bool, waiting: Waiting) -> PartsAhead:
+        if self._link is None:
+            on_disk = {name: part.on_disk for name, part in self._elsewhere.items()}
+            return PartsFromDisk(on_disk, self._reader, overlap=overlap, waiting=waiting)
+        return PartsToDevice(
+            self._elsewhere,
+            self._reader,
+            self._link,
+            self._device,
+            overlap=overlap,
+            waiting=waiting,
+        )
 
     def _load(self, file: PartFile, regions: Mapping[str, Region]) -> dict[str, StoredTensor]:
-        """Read what stays in memory."""
+        """Read what stays on the device."""
         part = DiskPart(file, regions)
-        tensors = Reading(part, aligned_buffer(part.num_bytes), self._reader).finish()
+        tensors = part.views(self._read(part, aligned_buffer))
         # Copies, as the buffer also holds what lies between.
-        loaded = self._store.assemble({name: tensor.clone() for name, tensor in tensors.items()})
+        loaded = self._store.assemble(
+            {name: tensor.to(self._device, copy=True) for name, tensor in tensors.items()}
+        )
         return {name: self._as_read(name, tensor) for name, tensor in loaded.items()}
 
-    def _moved(self, tensor: StoredTensor) -> StoredTensor:
-        """Bring a tensor to the device."""
-        if self._device.type == "cpu":
-            return tensor
-        with self._waiting.for_link():
-            if isinstance(tensor, Tensor):
-                return tensor.to(self._device)
-            return tensor.map(lambda x: x.to(self._device))
+    def _read(self, part: DiskPart, make_buffer: Callable[[int], Tensor]) -> Tensor:
+        """Return the bytes of a part."""
+        buffer = make_buffer(part.num_bytes)
+        Reading(part, buffer, self._reader).finish()
+        return buffer
 
     def _as_read(self, name: str, tensor: StoredTensor) -> StoredTensor:
         """Lay out a matrix, unless it is quantized."""
         if isinstance(tensor, Tensor) and name in self._store.linear_names:
             return self._lay_out(tensor)
         return tensor
-
-    def _read(self, part: str) -> dict[str, Tensor]:
-        """Tensors of a part from disk; begins to read the next one."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead.part is not self._streamed[part]:
-            ahead.wait()  # read in vain; its buffer is needed
-            ahead = None
-        reading = ahead or self._begin(part)
-        if self._overlap:
-            # Before waiting, so that the disk has more to do when this one ends: whoever fetches
-            # a part has done with the one before, whose buffer this takes.
-            following = self._order[(self._order.index(part) + 1) % len(self._order)]
-            self._ahead = self._begin(following)
-        with self._waiting.for_disk():
-            return reading.finish()
-
-    def _begin(self, part: str) -> Reading:
-        self._buffers.reverse()
-        return Reading(self._streamed[part], self._buffers[0], self._reader)

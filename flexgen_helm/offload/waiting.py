@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import NamedTuple
 
 
@@ -15,7 +16,7 @@ class Waited(NamedTuple):
     """Reads, and writes the disk could not keep up with."""
 
     link_s: float
-    """Weights being copied to the device, with what it had to finish first."""
+    """Copies to the device that it had to wait for."""
 
 
 class Waiting:
@@ -23,20 +24,28 @@ class Waiting:
 
     def __init__(self) -> None:
         self.so_far = Waited(0.0, 0.0)
-
-    def for_disk(self) -> AbstractContextManager[None]:
-        """Count what is done meanwhile as waiting for the disk."""
-        return self._counted("disk_s")
-
-    def for_link(self) -> AbstractContextManager[None]:
-        """Count what is done meanwhile as waiting for weights being copied to the device."""
-        return self._counted("link_s")
+        self._uncounted = threading.local()
 
     @contextmanager
-    def _counted(self, name: str) -> Iterator[None]:
+    def for_disk(self) -> Iterator[None]:
+        """Count what is done meanwhile as waiting for the disk."""
         start_s = time.perf_counter()
         try:
             yield
         finally:
-            seconds = getattr(self.so_far, name) + time.perf_counter() - start_s
-            self.so_far = self.so_far._replace(**{name: seconds})
+            if not getattr(self._uncounted, "here", False):
+                seconds = self.so_far.disk_s + time.perf_counter() - start_s
+                self.so_far = self.so_far._replace(disk_s=seconds)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Count nothing that this thread waits for meanwhile: others compute beside it."""
+        self._uncounted.here = True
+        try:
+            yield
+        finally:
+            self._uncounted.here = False
+
+    def add_link(self, seconds: float) -> None:
+        """Count seconds in which the device waited for copies."""
+        self.so_far = self.so_far._replace(link_s=self.so_far.link_s + seconds)

@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flexgen_helm.quant.quantize import QuantizedTensor, dequantize
+from flexgen_helm.quant.quantize import dequantize
+from flexgen_helm.quant.tensor import QuantizedTensor
 
 EMBEDDINGS = "embeddings"
 """The part with token and position tables, their projections, the final norm and the LM head."""
@@ -23,12 +24,11 @@ def layer_part(layer: int) -> str:
     return f"layer.{layer}"
 
 
-Part = Mapping[str, Tensor]
-"""Tensors of one part by name, in the compute dtype."""
-
-
 StoredTensor = Tensor | QuantizedTensor
 """A tensor as it is stored."""
+
+Part = Mapping[str, StoredTensor]
+"""Tensors of one part by name, in the compute dtype; matrices of layers may be as stored."""
 
 
 class WeightSource(Protocol):
@@ -44,8 +44,13 @@ class WeightSource(Protocol):
         """Bytes of the matrices compression acts on: those of the transformer layers."""
         ...
 
-    def fetch(self, part: str) -> Part:
-        """Return a part in the compute dtype, dequantized if it is stored compressed."""
+    def fetch(self, part: str, *, packed: bool = False) -> Part:
+        """Return a part in the compute dtype, dequantized if it is stored compressed.
+
+        Args:
+            part: its name.
+            packed: whether compressed matrices are wanted as they are stored.
+        """
         ...
 
     def close(self) -> None:
@@ -74,8 +79,9 @@ class ResidentWeights:
             if isinstance(tensor, QuantizedTensor) or tensor.dim() == 2
         )
 
-    def fetch(self, part: str) -> Part:
-        return self._decompressor.decompress(self._parts[part])
+    def fetch(self, part: str, *, packed: bool = False) -> Part:
+        tensors = self._parts[part]
+        return tensors if packed else self._decompressor.decompress(tensors)
 
     def close(self) -> None:
         self._parts = {}

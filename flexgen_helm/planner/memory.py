@@ -141,7 +141,7 @@ def fixed_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
 
 
 def _weight_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
-    """Matrices where they are, and what those on disk are read into."""
+    """Matrices where they are, and what those elsewhere than on the device are brought into."""
     layer = _matrix_bytes(setup)
     layers = [layer] * setup.spec.num_layers
     tiers = _placed(tuple(layer.items()), setup.spec.num_layers, policy.weights)
@@ -154,11 +154,17 @@ def _weight_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
         )
         for tier in Tier
     }
-    read = max(
-        sum(size for name, size in sizes.items() if on[name] is Tier.DISK)
-        for sizes, on in zip(layers, tiers, strict=True)
-    )
-    return {"weights": placed, "staging buffers": {Tier.HOST: 2 * read}}
+
+    def most(*where: Tier) -> int:
+        """Bytes of a layer on some tiers, at most."""
+        return max(
+            sum(size for name, size in sizes.items() if on[name] in where)
+            for sizes, on in zip(layers, tiers, strict=True)
+        )
+
+    brought = 0 if setup.unified else most(Tier.HOST, Tier.DISK)
+    staging = {Tier.HOST: 2 * most(Tier.DISK), Tier.DEVICE: 2 * brought}
+    return {"weights": placed, "staging buffers": staging}
 
 
 @lru_cache(maxsize=1024)
@@ -180,6 +186,7 @@ def _working_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
         "layer in use": {Tier.DEVICE: _layer_in_use(setup, policy)},
         "activations": {tier: rows * width * policy.activations.on(tier) for tier in Tier},
         "cache on its way to disk": {Tier.HOST: _cache_on_its_way(setup, policy)},
+        "cache on its way to the device": {Tier.DEVICE: _cache_for_device(setup, policy)},
         "micro-batch": {Tier.DEVICE: _micro_batch(setup, policy)},
         "sparse attention": {Tier.DEVICE: _sparse_attention(setup, policy)},
         # In float32, and their log-probabilities; and a part of the LM head as it is read fastest.
@@ -206,7 +213,8 @@ def needed_bytes(
         micro_batch_tokens=shape.micro_batch_tokens,
         cache_bytes=cache_bytes_of(setup, shape),
         weights=disk if shape.weights_on_disk else ON_DEVICE,
-        cache=disk if shape.cache_on_disk else ON_DEVICE,
+        cache=_somewhere(setup, shape),
+        attention=shape.attention,
     )
     fixed = _working_terms(setup, policy)
     layer = _matrix_bytes(setup)
@@ -223,13 +231,24 @@ def needed_bytes(
     }
     attended = _per_token_of_device(setup, least_filled) * shape.cached_tokens
     on_tier[Tier.DEVICE] = on_tier[Tier.DEVICE] + attended + largest
+    two_layers = 2 * weights / setup.spec.num_layers
     if shape.weights_on_disk:
-        staging = placed_on("weights", Tier.DISK) * (2 * weights / setup.spec.num_layers)
+        staging = placed_on("weights", Tier.DISK) * two_layers
         on_tier[Tier.HOST] = on_tier[Tier.HOST] + staging + 2 * largest
+    if not setup.unified:
+        staging = placed_on("weights", Tier.HOST, Tier.DISK) * two_layers
+        on_tier[Tier.DEVICE] = on_tier[Tier.DEVICE] + staging + 2 * largest
     if setup.unified:
         host = on_tier.pop(Tier.HOST)
         on_tier[Tier.DEVICE] = on_tier[Tier.DEVICE] + host
     return {tier.value: needed for tier, needed in on_tier.items()}
+
+
+def _somewhere(setup: Setup, shape: Shape) -> Placement:
+    """Return a placement of the cache that takes as much beside it as any that is possible."""
+    if shape.cache_on_disk:
+        return Placement(disk=1)
+    return ON_DEVICE if setup.unified else Placement(host=1)
 
 
 def cache_bytes_of(setup: Setup, shape: Shape) -> int:
@@ -324,6 +343,10 @@ def _micro_batch(setup: Setup, policy: Policy) -> int:
     """
     spec = setup.spec
     widths = max(20 * spec.hidden_size, 4 * spec.hidden_size + spec.ffn_size)
+    if policy.attention == "host" and not setup.unified:
+        # One micro-batch is attended to while another is computed: its hidden states, and what it
+        # attended to of shared positions.
+        widths += 2 * spec.hidden_size
     return (policy.micro_batch_tokens * widths + 3 * CHUNK_SCORES) * setup.dtype_bytes
 
 
@@ -346,6 +369,19 @@ def _cache_on_its_way(setup: Setup, policy: Policy) -> float:
     in_use = (2 + 3 + WRITES_IN_FLIGHT) * at_once
     beside = (READS_AHEAD + IDLE_READS) * planned
     return 4 * rows * position / LEAST_FILLED + in_use + beside
+
+
+def _cache_for_device(setup: Setup, policy: Policy) -> float:
+    """Keys and values that were brought to a device: those of a turn in use, and those ahead.
+
+    What is ahead may be more than was asked for by a turn.
+    """
+    if setup.unified or policy.attention == "host" or policy.cache.device == 1:
+        return 0
+    spec = setup.spec
+    token = spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
+    longest = spec.max_positions * token / (2 * spec.num_layers)
+    return (2 + READS_AHEAD + 2) * max(policy.spilled_at_once(spec.num_layers), longest)
 
 
 def _sparse_attention(setup: Setup, policy: Policy) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flexgen_helm.offload.link import Lane, Link, Transit
 from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion
 from flexgen_helm.specs.placement import ON_DEVICE, Placement, Tier
 
@@ -15,12 +16,18 @@ _PARTS = (Tier.DEVICE, Tier.HOST, Tier.DISK)
 """In the order of the rows they hold."""
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class _Kept:
     """Rows of one micro-batch, the first on the device, the last on disk."""
 
     in_memory: list[Tensor]
-    on_disk: SpillRegion | None
+    on_host: Transit | None = None
+    """On its way to the host, where that has memory of its own."""
+
+    ahead: Transit | None = None
+    """On its way back."""
+
+    on_disk: SpillRegion | None = None
 
 
 class Activations:
@@ -32,40 +39,54 @@ class Activations:
         placement: fractions of the rows.
         device: what computes.
         spill: where those on disk are; `None` if the placement has none there.
+        link: to the device; `None` where it has the host's memory.
     """
 
-    def __init__(self, placement: Placement, device: torch.device, spill: Spill | None) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        device: torch.device,
+        spill: Spill | None,
+        link: Link | None = None,
+    ) -> None:
         self._placement = placement
-        self._device = device
-        self._spill = spill
+        self._device, self._spill, self._link = device, spill, link
         self._kept: dict[int, _Kept] = {}
 
     def put(self, micro_batch: int, hidden: Tensor) -> None:
         """Keep the hidden states [n, e] of a micro-batch."""
         if self._placement == ON_DEVICE:
-            self._kept[micro_batch] = _Kept([hidden], None)
+            self._kept[micro_batch] = _Kept(in_memory=[hidden])
             return
-        in_memory, on_disk = [], None
+        kept = self._kept[micro_batch] = _Kept(in_memory=[])
         for tier, rows in self._parts(hidden):
             if tier is Tier.DISK:
                 assert self._spill is not None, "activations on disk come with a spill"
-                on_disk = self._spill.region(RecordLayout.of([rows]).num_bytes)
-                on_disk.append_copy([rows])
+                kept.on_disk = self._spill.region(RecordLayout.of([rows]).num_bytes)
+                kept.on_disk.append_copy([rows])
+            elif tier is Tier.HOST and self._link is not None:
+                kept.on_host = self._link.down(rows)
             else:  # a copy, as a slice would hold on to all rows
-                device = self._device if tier is Tier.DEVICE else torch.device("cpu")
-                in_memory.append(rows.to(device, copy=True))
-        self._kept[micro_batch] = _Kept(in_memory, on_disk)
+                kept.in_memory.append(rows.clone())
 
     def begin_take(self, micro_batch: int) -> None:
         """Begin what `take` will wait for."""
         kept = self._kept.get(micro_batch)
-        if kept is not None and kept.on_disk is not None:
+        if kept is None:
+            return
+        if kept.on_disk is not None:
             kept.on_disk.begin_read()
+        if kept.on_host is not None and kept.ahead is None:
+            assert self._link is not None, "what is on the host came by a link"
+            kept.ahead = self._link.up(kept.on_host.wait(), Lane.CACHE)
 
     def take(self, micro_batch: int) -> Tensor:
         """Return the hidden states of a micro-batch [n, e], and let go of them."""
+        self.begin_take(micro_batch)
         kept = self._kept.pop(micro_batch)
-        parts = [rows.to(self._device) for rows in kept.in_memory]
+        parts = kept.in_memory
+        if kept.ahead is not None:
+            parts.append(kept.ahead.use())
         if kept.on_disk is not None:
             with kept.on_disk.read() as [[rows]]:
                 parts.append(rows.to(self._device, copy=True))

@@ -38,7 +38,8 @@ from flexgen_helm.offload.disk import (
     aligned_buffer,
 )
 from flexgen_helm.planner.plan import predict
-from flexgen_helm.quant.quantize import QuantizedTensor, dequantize, quantize
+from flexgen_helm.quant.quantize import dequantize, quantize
+from flexgen_helm.quant.tensor import QuantizedTensor
 from flexgen_helm.runtime.engine import Engine
 from flexgen_helm.runtime.lengths import workload_of
 from flexgen_helm.runtime.statistics import usable_bytes

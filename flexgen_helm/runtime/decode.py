@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Sequence_
 
 import torch
@@ -12,6 +12,7 @@ from flexgen_helm.model.attention import Attended, attend_rows, merge_
 from flexgen_helm.model.kv_cache import KeysValues, SegmentCache
 from flexgen_helm.model.row_cells import row_index
 from flexgen_helm.model.sparse_attention import LargestScores, attend_shared_top
+from flexgen_helm.offload.link import Lane
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.pools import Decoding, Pool
 from flexgen_helm.runtime.segments import Segment
@@ -27,6 +28,7 @@ class DecodeMicroBatch:
         self.sequences = [sequence for pool in pools for sequence in pool.sequences]
         self.token_ids = model.indices([s.generated[-1] for s in self.sequences])
         self.positions = model.indices([s.position for s in self.sequences])
+        self._model = model
         self._num_heads = model.spec.num_heads
         self._pools: list[tuple[Pool, slice]] = []
         start = 0
@@ -42,20 +44,57 @@ class DecodeMicroBatch:
         readers = _readers(member for pool in pools for member in pool.members)
         self._readings = [(segment, row_index(rows, model.device)) for segment, rows in readers]
 
-    def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Tensor:
-        """Attention of all rows in a layer, [n, e] -> [n, e].
+    def begin_attention(
+        self,
+        layer: int,
+        queries: Tensor,
+        new: KeysValues,
+        *,
+        last: bool,  # noqa: ARG002 - all rows come out of all layers
+    ) -> Callable[[], Tensor]:
+        """Begin attention of all rows in a layer, [n, e] -> [n, e]; what is returned waits for it.
 
         What sequences share is read once for all of them, whichever pools they are in.
         """
         q = queries.unflatten(1, (self._num_heads, -1))
-        attend = self._attend_top if self._num_attended else self._attend
-        return attend(layer, q, new).values.flatten(1)
+        if self._num_attended:
+            attended = self._attend_top(layer, q, new)
+            return lambda: attended.values.flatten(1)
+        if self._model.attends_apart:
+            return self._begin_on_host(layer, q, new)
+        total = self._attend_own(layer, q, new)
+        for readers, part in self._shared(layer, q):
+            _merge_rows_(total, readers, part)
+        return lambda: total.values.flatten(1)
 
-    def _attend(self, layer: int, q: Tensor, new: KeysValues) -> Attended:
-        total = _join(pool.attend(layer, q[rows], new.rows(rows)) for pool, rows in self._pools)
+    def _begin_on_host(self, layer: int, q: Tensor, new: KeysValues) -> Callable[[], Tensor]:
+        """Have the host attend to what each sequence has of its own, the device to the rest."""
+        link = self._model.link
+        assert link is not None, "host and device are apart"
+        copies = [link.down(rows, Lane.ATTENTION) for rows in (q, *new)]
+
+        def attend() -> Attended:
+            queries, keys, values = (copy.wait() for copy in copies)
+            return self._attend_own(layer, queries, KeysValues(keys, values))
+
+        own, shared = link.beside(Lane.ATTENTION, attend), [*self._shared(layer, q)]
+
+        def finish() -> Tensor:
+            total = Attended(*(link.up(x, Lane.ATTENTION).use() for x in own.result()))
+            for readers, part in shared:
+                _merge_rows_(total, readers, part)
+            return total.values.flatten(1)
+
+        return finish
+
+    def _attend_own(self, layer: int, q: Tensor, new: KeysValues) -> Attended:
+        """Attention to what each sequence has of its own, where that is."""
+        return _join(pool.attend(layer, q[rows], new.rows(rows)) for pool, rows in self._pools)
+
+    def _shared(self, layer: int, q: Tensor) -> Iterator[tuple[slice | Tensor, Attended]]:
+        """Attention to what several sequences share, with the rows of these."""
         for segment, readers in self._readings:
-            _merge_rows_(total, readers, attend_rows(q[readers], *_stored(segment).read(layer)))
-        return total
+            yield readers, attend_rows(q[readers], *_stored(segment).read(layer))
 
     def _attend_top(self, layer: int, q: Tensor, new: KeysValues) -> Attended:
         most = max(self._num_attended)
@@ -77,8 +116,6 @@ class DecodeMicroBatch:
             part = attend_shared_top(q[readers], *both, least[readers])
             _merge_rows_(total, readers, part)
         return total
-
-    attend_needed = attend
 
     def begin_read(self, layer: int) -> int:
         """Begin to read, for all that is attended to in a layer, what is not in memory.

@@ -23,6 +23,7 @@ from flexgen_helm.planner.memory import MemoryPlan, allowed_beside
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.runtime.allocator import reuse_freed_memory
 from flexgen_helm.runtime.arrangement import Arrangement, Arranger, Expected
+from flexgen_helm.runtime.device_cap import cap_device_memory
 from flexgen_helm.runtime.executor import BlockExecutor
 from flexgen_helm.runtime.lengths import DEFAULT_WORKLOAD, workload_of
 from flexgen_helm.runtime.loaded_model import Model
@@ -146,6 +147,8 @@ class Engine:
         budget = budget or MemoryBudget()
         allowed = allowed_beside(setup, budget, Tier.DEVICE)
         before = memory_bytes(torch.device(device))
+        if allowed is not None and not setup.unified:
+            cap_device_memory(torch.device(device), before + allowed)
         arranger = Arranger(setup, budget, torch.device(device), dtype, offload, hardware)
         arrangement = (
             arranger.with_policy(policy)

@@ -9,32 +9,25 @@ from __future__ import annotations
 import gc
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Sequence_
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from flexgen_helm.batching.blocks import Demand, PendingRequests, Room
-from flexgen_helm.model import opt
-from flexgen_helm.offload.weights import EMBEDDINGS, layer_part
-from flexgen_helm.runtime.activations import Activations
 from flexgen_helm.runtime.block import Block
 from flexgen_helm.runtime.decode import DecodeMicroBatch
 from flexgen_helm.runtime.head import Head
 from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.memory_watch import MemoryWatch, is_out_of_memory
+from flexgen_helm.runtime.model_pass import MicroBatch, ModelPass
 from flexgen_helm.runtime.pools import Pool, group, repack
-from flexgen_helm.runtime.prefill import PrefillMicroBatch
-from flexgen_helm.runtime.read_ahead import ReadAhead
-from flexgen_helm.runtime.schedule import Turn, block_schedule, turns_of_pass
 from flexgen_helm.runtime.segments import KeptPrefix
 from flexgen_helm.runtime.sequence import max_new_tokens
 from flexgen_helm.runtime.statistics import Cost, free_memory_bytes, peak_memory_bytes
-from flexgen_helm.specs.chunks import READS_AHEAD
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import GenerationRequest, GenerationResult
 from flexgen_helm.units import format_bytes
@@ -48,8 +41,6 @@ micro-batches of its own."""
 
 LEAST_MICRO_BATCH_TOKENS = 16
 """Prompt tokens computed together, however short memory is."""
-
-MicroBatch = PrefillMicroBatch | DecodeMicroBatch
 
 OnResult = Callable[[int, GenerationResult], None]
 
@@ -126,10 +117,10 @@ class BlockExecutor:
             for decodes in (True, False)
         )
         while decoding.pending or prefill_only.pending or self._pools:
-            start_s, waited = time.perf_counter(), self._model.waiting.so_far
+            start_s, waited = time.perf_counter(), self._model.waited
             blocks = self._admit(decoding, prefill_only, requests)
             decode = self._run_pass(blocks)
-            now = self._model.waiting.so_far
+            now = self._model.waited
             cost = Cost(
                 seconds=time.perf_counter() - start_s,
                 disk_wait_s=now.disk_s - waited.disk_s,
@@ -228,63 +219,12 @@ class BlockExecutor:
             for pools in group(self._pools, self.policy.micro_batch_size)
         ]
         prefill = [micro_batch for _, block in blocks for micro_batch in block.micro_batches]
-        outputs = self._compute([*prefill, *decode], [block for _, block in blocks])
+        model_pass = ModelPass(self._model, [*prefill, *decode], self.policy.activations)
+        outputs = model_pass.run([block for _, block in blocks])
         for queue, block in blocks:
             queue.kept = block.finish([outputs.pop(0) for _ in block.micro_batches], self._head)
         self._draw(decode, outputs)
         return decode
-
-    def _compute(
-        self, micro_batches: Sequence_[MicroBatch], blocks: Sequence_[Block]
-    ) -> list[Tensor]:
-        """One pass over the weights: last hidden states of the needed rows per micro-batch."""
-        spec, model = self._model.spec, self._model
-        part = model.weights.fetch(EMBEDDINGS)
-        activations = Activations(self.policy.activations, model.device, model.spill)
-        for index, mb in enumerate(micro_batches):
-            activations.put(index, opt.embed(spec, part, mb.token_ids, mb.positions))
-        outputs = []
-        read_ahead = ReadAhead(
-            self._turns(micro_batches),
-            lambda turn: micro_batches[turn.micro_batch].begin_read(turn.layer),
-            most_bytes=READS_AHEAD * model.spilled_at_once,
-        )
-        for step in block_schedule(spec.num_layers, len(micro_batches)):
-            read_ahead.advance()
-            hidden = activations.take(step.micro_batch)
-            if step.following is not None:
-                activations.begin_take(step.following.micro_batch)
-            if step.begins_layer:
-                del part  # its memory may be needed for the next one
-                part = model.weights.fetch(layer_part(step.layer))
-            micro_batch = micro_batches[step.micro_batch]
-            last = step.layer == spec.num_layers - 1
-            attend = micro_batch.attend_needed if last else micro_batch.attend
-            hidden = opt.layer(
-                spec,
-                part,
-                hidden,
-                partial(attend, step.layer),
-                micro_batch.needed if last else None,
-            )
-            if last:
-                outputs.append(hidden)
-            else:
-                activations.put(step.micro_batch, hidden)
-            if step.ends_layer:
-                for block in blocks:
-                    block.end_layer(step.layer)
-        return outputs
-
-    def _turns(self, micro_batches: Sequence_[MicroBatch]) -> Iterator[Turn]:
-        """Turns of a pass, and the first of the next, as far as they are known.
-
-        Those whose sequences change in between read what they need for being packed anew.
-        """
-        yield from turns_of_pass(self._model.spec.num_layers, len(micro_batches))
-        for index, micro_batch in enumerate(micro_batches):
-            if isinstance(micro_batch, DecodeMicroBatch):
-                yield Turn(0, index)
 
     def _draw(self, decode: Iterable[DecodeMicroBatch], outputs: list[Tensor]) -> None:
         sequences = [sequence for micro_batch in decode for sequence in micro_batch.sequences]

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.model.cache_format import CacheFormat, KeysValuesTiers
+from flexgen_helm.offload.link import Link
 from flexgen_helm.offload.spill import Spill
-from flexgen_helm.offload.waiting import Waiting
+from flexgen_helm.offload.waiting import Waited, Waiting
 from flexgen_helm.offload.weights import WeightSource
+from flexgen_helm.quant import kernels
 from flexgen_helm.runtime.detokenizer import Tokenizer
 from flexgen_helm.specs.chunks import MOST_SPILLED_AT_ONCE
 from flexgen_helm.specs.compression import Compression
@@ -40,6 +42,9 @@ class Model:
     spilled_at_once: int = MOST_SPILLED_AT_ONCE
     """Bytes of keys, or of values, of a layer that are read from disk at once."""
 
+    link: Link | None = None
+    """To the device; `None` where it has the host's memory."""
+
     waiting: Waiting = field(default_factory=Waiting)
     """For disk and link."""
 
@@ -53,7 +58,30 @@ class Model:
             device=self.device,
             tiers=self.cache_tiers,
             spill=self.spill,
+            link=self.link,
         )
+
+    @property
+    def waited(self) -> Waited:
+        """How long computing has stood still so far."""
+        if self.link is not None:
+            self.link.settle()
+        return self.waiting.so_far
+
+    @property
+    def multiplies_packed(self) -> bool:
+        """Whether few rows can be multiplied with weights as they are stored."""
+        compression, spec = self.compression, self.spec
+        return all(
+            kernels.exist_for(compression.weight_bits, compression.group_size, row_len, self.device)
+            for _, row_len in spec.linear_shapes.values()
+        )
+
+    @property
+    def attends_apart(self) -> bool:
+        """Whether the host attends while the device computes."""
+        dense = self.compression.attention_percent is None
+        return self.link is not None and self.attention_on_host and dense
 
     @property
     def attention_device(self) -> torch.device:
@@ -63,6 +91,8 @@ class Model:
     def close(self) -> None:
         """Give back memory and disk."""
         self.weights.close()
+        if self.link is not None:
+            self.link.close()
         if self.spill is not None:
             self.spill.close()
 

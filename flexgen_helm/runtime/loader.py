@@ -11,6 +11,8 @@ import torch
 from flexgen_helm.model.cache_format import place_cache
 from flexgen_helm.model.dtypes import DTYPES
 from flexgen_helm.model.opening import open_weights
+from flexgen_helm.offload.disk import aligned_buffer
+from flexgen_helm.offload.link import Link, link_to
 from flexgen_helm.offload.spill import Spill
 from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.planner.setup import Setup
@@ -44,6 +46,7 @@ class Loader:
             StoreError: the weight store is damaged, or its disk cannot be used.
         """
         spec, policy, waiting = self.setup.spec, arrangement.policy, Waiting()
+        link = link_to(self.device, waiting)
         weights = open_weights(
             self.path,
             spec,
@@ -53,6 +56,7 @@ class Loader:
             device=self.device,
             offload_dir=self.offload_dir,
             on_part=on_part,
+            link=link,
             waiting=waiting,
         )
         give_back_freed_memory()
@@ -66,12 +70,13 @@ class Loader:
             device=self.device,
             cache_tiers=[] if on_device else place_cache(spec.num_layers, policy.cache),
             attention_on_host=policy.attention == "host",
-            spill=self._spill(arrangement, waiting) if policy.spills else None,
+            spill=self._spill(arrangement, link, waiting) if policy.spills else None,
             spilled_at_once=policy.spilled_at_once(spec.num_layers),
+            link=link,
             waiting=waiting,
         )
 
-    def _spill(self, arrangement: Arrangement, waiting: Waiting) -> Spill:
+    def _spill(self, arrangement: Arrangement, link: Link | None, waiting: Waiting) -> Spill:
         on_disk = self.budget.on(Tier.DISK)
         limit = None if on_disk is None else on_disk - arrangement.memory.weights_on_disk
         return Spill(
@@ -80,4 +85,5 @@ class Loader:
             limit_bytes=limit,
             idle_bytes=IDLE_READS * arrangement.policy.spilled_at_once(self.setup.spec.num_layers),
             waiting=waiting,
+            make_buffer=aligned_buffer if link is None else link.buffer,
         )

@@ -10,11 +10,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flexgen_helm.model.attention import Attended, attend_one, attend_some, merge_
+from flexgen_helm.model.attention import (
+    Attended,
+    attend_one,
+    attend_self,
+    attend_some,
+    merge_,
+)
 from flexgen_helm.model.kv_cache import CachePool, KeysValues
 from flexgen_helm.model.rooms import RoomSize
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.model.sparse_attention import TopPositions, attend_top, find_top
+from flexgen_helm.quant import kernels
+from flexgen_helm.quant.tensor import QuantizedTensor
 from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.segments import Segment
@@ -77,6 +85,8 @@ class Pool:
         self.most_positions = _most_positions(model)
         self._slots = list(range(len(self.members)))
         self._model = model
+        self._has_kernel = model.cache_format.has_kernel and not model.attention_on_host
+        """Whether the cache is attended to as it is stored."""
 
     @classmethod
     def make(cls, members: Iterable[Decoding], model: Model) -> Pool:
@@ -155,25 +165,43 @@ class Pool:
 
     def begin_read(self, layer: int) -> int:
         """Begin to read what `attend` will wait for; return the bytes of memory this takes."""
-        return self.cache.begin_read(layer)
+        return self.cache.begin_read(layer, on_host=self._model.attention_on_host)
 
     def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Attended:
-        """Attention, in a layer, of each sequence's new position [b, h, d] to what is its own."""
+        """Attention, in a layer, of each sequence's new position [b, h, d] to what is its own.
+
+        What it gets, and returns, is where attention is computed.
+        """
         q, own_keys, own_values = map(self._by_slot, _by_head(queries, new))
-        with self.cache.read(layer, self._model.attention_device) as (first, *last):
+        attend = self._attend_stored if self._has_kernel else self._attend_parts
+        attended = attend(layer, q, own_keys, own_values)
+        on_host = self._model.attention_on_host
+        self.cache.write(layer, self._cells.on(queries.device), new, on_host=on_host)
+        return Attended(*map(self._by_row, attended))
+
+    def _attend_stored(self, layer: int, q: Tensor, keys: Tensor, values: Tensor) -> Attended:
+        attended = attend_self(q, keys, values)
+        with self.cache.read_stored(layer) as (past_keys, past_values):
+            assert isinstance(past_keys, QuantizedTensor), "kernels are for compressed caches"
+            assert isinstance(past_values, QuantizedTensor), "likewise"
+            past = kernels.attend(q, past_keys, past_values, self._ends)
+        merge_(attended, Attended(*past))
+        return attended
+
+    def _attend_parts(self, layer: int, q: Tensor, keys: Tensor, values: Tensor) -> Attended:
+        with self.cache.read(layer, on_host=self._model.attention_on_host) as (first, *last):
             num_last = sum(part.num_positions for part in last)
             mask = self._mask(first.keys.shape[2], num_last)
-            attended = attend_one(q, first.keys, first.values, mask, own_keys, own_values)
+            attended = attend_one(q, first.keys, first.values, mask, keys, values)
             for part in last:
                 none = _beyond(part.num_positions, part.keys)
                 other = attend_some(q[:, :, None], part.keys, part.values, none)
                 merge_(attended, Attended(*(x.squeeze(2) for x in other)))
-        self.cache.write(layer, self._cells, new)
-        return Attended(*map(self._by_row, attended)).to(queries.device)
+        return attended
 
     def find_top(self, layer: int, queries: Tensor, most: int) -> TopPositions:
         """Find, in a layer, what of their own past new positions [n, h, d] may attend to."""
-        with self.cache.read_keys(layer, self._model.attention_device) as keys:
+        with self.cache.read_keys(layer, on_host=self._model.attention_on_host) as keys:
             mask = self._mask(keys.shape[2])
             top = find_top(self._by_slot(queries), keys, mask, most)
         return TopPositions(*map(self._by_row, top))
@@ -267,7 +295,8 @@ def _current_size(members: Sequence_[Decoding]) -> RoomSize:
 def _most_positions(model: Model) -> float:
     """Positions of a pool whose keys, or values, may be read at once; those of one always may."""
     cache_format = model.cache_format
-    if not cache_format.spills:
+    moves = cache_format.spills if model.attention_on_host else cache_format.moves
+    if not moves:
         return math.inf
     return model.spilled_at_once / cache_format.bytes_per_position
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,8 +88,18 @@ class PrefillMicroBatch:
         ]
         self._few_needed = all(chains.most_needed <= MOST_NEEDED for chains in self._chains)
 
-    def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Tensor:
-        """Attention of all rows in a layer, [n, e] -> [n, e]; stores keys and values for later."""
+    def begin_attention(
+        self, layer: int, queries: Tensor, new: KeysValues, *, last: bool
+    ) -> Callable[[], Tensor]:
+        """Attend to all a row sees, [n, e] -> [n, e]; stores keys and values for later.
+
+        It is done when this returns. In the last layer only needed rows come out.
+        """
+        attend = self._attend_needed if last else self._attend
+        attended = attend(layer, queries, new)
+        return lambda: attended
+
+    def _attend(self, layer: int, queries: Tensor, new: KeysValues) -> Tensor:
         k, v = self._store(layer, new)
         q, total = self._begin(queries)
         for chains in self._chains:
@@ -97,10 +107,9 @@ class PrefillMicroBatch:
         self._read(layer, self._readings, q, total)
         return total.values.flatten(1)
 
-    def attend_needed(self, layer: int, queries: Tensor, new: KeysValues) -> Tensor:
-        """Do the same in the last layer, where only the needed rows [m, e] come out."""
+    def _attend_needed(self, layer: int, queries: Tensor, new: KeysValues) -> Tensor:
         if not self._few_needed:
-            return self.attend(layer, queries, new)[self.needed]
+            return self._attend(layer, queries, new)[self.needed]
         k, v = self._store(layer, new)
         q, total = self._begin(queries[self.needed])
         for chains in self._chains:

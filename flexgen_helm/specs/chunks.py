@@ -37,6 +37,9 @@ READS_AHEAD = 3
 """Reads of keys and values that are begun before their turn comes, beyond those of the next turn:
 enough for the disk to be busy while those computed on take longer than theirs took to read."""
 
+LOADS_IN_FLIGHT = 4
+"""Keys, or values, of a layer that are brought to a GPU at once, where they come from the disk."""
+
 WRITES_IN_FLIGHT = 4
 """Buffers on their way to disk at once."""
 

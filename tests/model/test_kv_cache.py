@@ -63,7 +63,7 @@ def round_trip(rows, bits):
 def contents(pool, layer):
     """Keys and values of a pool's layer, copied, as those on disk are only lent."""
     everywhere = torch.arange(pool.capacity).expand(pool.num_slots, SPEC.num_heads, -1)
-    with pool.read_keys(layer, CPU) as keys:
+    with pool.read_keys(layer) as keys:
         return [keys.clone(), pool.values_at(layer, everywhere)]
 
 
@@ -140,7 +140,7 @@ def test_the_parts_of_a_pool_make_up_the_whole(bits, layer, spill):
     for step in range(num_later):
         slots = [0, 1, 2] if step < 20 else [0, 2]  # the one between had no prompt, and has left
         lengths = {0: 3 + step, 2: 1 + step}
-        with pool.read(layer, CPU) as parts:
+        with pool.read(layer) as parts:
             assert_parts(parts, contents(plain, layer), lengths, one=not spill or layer == 0)
         positions = [step if slot == 1 else lengths[slot] for slot in slots]
         for each in (pool, plain):

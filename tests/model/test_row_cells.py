@@ -55,6 +55,6 @@ def test_stretches_stand_one_after_another_in_their_slots():
 def test_rows_by_slot_are_zero_where_a_slot_has_none(slots, count):
     chosen = slots[:count]
     mapping = RowCells(range(count), chosen, [7] * count, CPU)
-    by_slot = mapping.by_slot(torch.arange(1, 6.0)[:, None], 4)
+    by_slot = mapping.by_slot(mapping.rows_of(torch.arange(1, 6.0)[:, None]), 4)
     expected = [chosen.index(slot) + 1 if slot in chosen else 0 for slot in range(4)]
     assert by_slot[:, 0].tolist() == expected

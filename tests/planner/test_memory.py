@@ -52,7 +52,7 @@ def test_terms_by_hand():
     )
     terms = fixed_terms(setup(), policy)
     assert terms["weights"] == {Tier.DEVICE: 0, Tier.HOST: 0, Tier.DISK: 24 * LAYER_BYTES}
-    assert terms["staging buffers"] == {Tier.HOST: 2 * LAYER_BYTES}
+    assert terms["staging buffers"] == {Tier.HOST: 2 * LAYER_BYTES, Tier.DEVICE: 0}
     assert terms["layer in use"] == {Tier.DEVICE: 4 * 2048 * 2048 * 2}
     half = 4 * 512 * 2048 * 2 // 2
     assert terms["activations"] == {Tier.DEVICE: half, Tier.HOST: 0, Tier.DISK: half}
@@ -92,8 +92,27 @@ def test_sparse_attention_by_hand():
 
 def test_what_is_on_the_device_needs_no_staging():
     terms = fixed_terms(setup(), Policy())
-    assert terms["staging buffers"] == {Tier.HOST: 0}
+    assert terms["staging buffers"] == {Tier.HOST: 0, Tier.DEVICE: 0}
     assert terms["layer in use"] == {Tier.DEVICE: 0}
+
+
+def test_what_comes_to_a_device_of_its_own_is_staged_there():
+    """Two layers of weights; of keys and values those of a turn in use, of three and of another."""
+    policy = Policy(weights=Placement(host=0.5, disk=0.5), cache=Placement(host=1))
+    terms = fixed_terms(setup(unified=False), policy)
+    assert terms["staging buffers"][Tier.DEVICE] == 2 * LAYER_BYTES
+    assert terms["staging buffers"][Tier.HOST] < 2 * LAYER_BYTES
+    assert terms["cache on its way to the device"] == {Tier.DEVICE: 7 * 32 * 2**20}
+
+
+def test_what_the_host_attends_to_stays_there():
+    """The device has two micro-batches at once instead."""
+    on_host = Policy(cache=Placement(host=1), attention="host")
+    terms = fixed_terms(setup(unified=False), on_host)
+    assert terms["cache on its way to the device"] == {Tier.DEVICE: 0}
+    on_device = fixed_terms(setup(unified=False), dataclasses.replace(on_host, attention="device"))
+    more = terms["micro-batch"][Tier.DEVICE] - on_device["micro-batch"][Tier.DEVICE]
+    assert more == on_host.micro_batch_tokens * 2 * 2048 * 2
 
 
 def test_compressed_layers_are_dequantized_one_at_a_time():

@@ -120,12 +120,8 @@ class PlainExecutor:
         hidden = opt.embed(model.spec, part, model.indices(token_ids), model.indices(positions))
         for layer in range(model.spec.num_layers):
             part = model.weights.fetch(layer_part(layer))
-            hidden = opt.layer(
-                model.spec,
-                part,
-                hidden,
-                lambda queries, new: attention(layer, queries, new),  # noqa: B023
-            )
+            queries, new = opt.project(model.spec, part, hidden)
+            hidden = opt.finish(model.spec, part, hidden, attention(layer, queries, new))
         return hidden
 
 

@@ -27,6 +27,7 @@ MODEL = SimpleNamespace(
     spec=SPEC,
     cache_format=CacheFormat(spec=SPEC, compression=Compression(), dtype=torch.float32, device=CPU),
     indices=torch.as_tensor,
+    attention_on_host=False,
 )
 
 
@@ -53,7 +54,7 @@ def make_pool(places, **lengths):
 
 def places(pool):
     """Places of the members, and those that the cache says."""
-    with pool.cache.read_keys(0, CPU) as keys:
+    with pool.cache.read_keys(0) as keys:
         stored = [int(keys[slot, 0, 0, 0]) for slot in range(pool.cache.num_slots)]
     return [member.order[1] for member in pool.members], stored
 

@@ -43,14 +43,14 @@ def limited(monkeypatch):
     """Memory for so many rows of a layer."""
 
     def limit(rows, error):
-        layer = opt.layer
+        project = opt.project
 
-        def limited_layer(spec, part, hidden, *args):
+        def limited_project(spec, part, hidden):
             if len(hidden) > rows:
                 raise error
-            return layer(spec, part, hidden, *args)
+            return project(spec, part, hidden)
 
-        monkeypatch.setattr(opt, "layer", limited_layer)
+        monkeypatch.setattr(opt, "project", limited_project)
 
     return limit
 
@@ -78,14 +78,14 @@ def test_memory_that_is_full_makes_micro_batches_smaller(
 
 def test_results_are_reported_once(checkpoint, expected, monkeypatch):
     """Memory is short when some requests have been answered and others are in decode."""
-    layer, reported, errors = opt.layer, [], [MemoryError("no memory")]
+    project, reported, errors = opt.project, [], [MemoryError("no memory")]
 
     def late(*args):
         if reported and errors:
             raise errors.pop()
-        return layer(*args)
+        return project(*args)
 
-    monkeypatch.setattr(opt, "layer", late)
+    monkeypatch.setattr(opt, "project", late)
     with (
         Engine.from_pretrained(checkpoint, dtype="float32") as engine,
         pytest.warns(UserWarning, match="no memory"),

@@ -1,0 +1,250 @@
+"""The link between the host's memory and that of a GPU: copies that go on beside computing.
+
+Each kind of copy has a stream of its own, and waits by events for what it depends on, never for all
+that a device has to do. Where device and host are one memory there is no link.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from enum import Enum
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from flexgen_helm.errors import BudgetError
+from flexgen_helm.offload.disk import aligned_up
+from flexgen_helm.offload.part_file import ALIGNMENT
+from flexgen_helm.offload.waiting import Waiting
+from flexgen_helm.specs.chunks import LOADS_IN_FLIGHT
+
+T = TypeVar("T")
+
+
+class Lane(Enum):
+    """Copies that wait for each other, and for no others."""
+
+    WEIGHTS = "weights to the device"
+    CACHE = "keys, values and hidden states to the device"
+    STORE = "what was computed, to the host"
+    ATTENTION = "what the host attends with, and what it attended to"
+
+
+class Mark(Protocol):
+    """A point in what the device has been given to compute."""
+
+
+class Transit(Protocol):
+    """A tensor on its way."""
+
+    def use(self) -> Tensor:
+        """Return the copy, for what is computed from now on; the device waits, not the caller."""
+        ...
+
+    def wait(self) -> Tensor:
+        """Wait until the copy is there; what was copied may be overwritten then."""
+        ...
+
+
+class Link(Protocol):
+    """Copies between host and device."""
+
+    waiting: Waiting
+    """Told how long computing stood still."""
+
+    def buffer(self, num_bytes: int) -> Tensor:
+        """Return memory of the host, uint8, of at least so many bytes: aligned, and pinned."""
+        ...
+
+    def mark(self) -> Mark:
+        """Return a mark behind all that has been given to the device to compute."""
+        ...
+
+    def up(self, source: Tensor, lane: Lane) -> Transit:
+        """Begin to copy a tensor to memory of its own on the device."""
+        ...
+
+    def fill(self, target: Tensor, source: Tensor, after: Mark) -> Transit:
+        """Begin to copy weights into memory of the device that is in use up to a mark."""
+        ...
+
+    def down(self, source: Tensor, lane: Lane = Lane.STORE) -> Transit:
+        """Begin to copy what has been given to compute, once it is computed, to the host."""
+        ...
+
+    def beside(self, lane: Lane, work: Callable[[], T]) -> Future[T]:
+        """Have a thread do what has to wait; what lanes but `CACHE` have, one after another."""
+        ...
+
+    def settle(self) -> None:
+        """Count how long the device has waited for copies so far."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what threads are doing."""
+        ...
+
+
+def link_to(device: torch.device, waiting: Waiting) -> Link | None:
+    """Return the link to a device; `None` where it computes in the host's memory.
+
+    Args:
+        device: what computes.
+        waiting: told how long it has waited for copies.
+    """
+    return CudaLink(device, waiting) if device.type == "cuda" else None
+
+
+class Beside:
+    """Threads that wait for copies, so that whoever computes need not."""
+
+    def __init__(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+        self._threads = {
+            lane: ThreadPoolExecutor(
+                LOADS_IN_FLIGHT if lane is Lane.CACHE else 1, thread_name_prefix=f"link-{lane.name}"
+            )
+            for lane in Lane
+        }
+
+    def submit(self, lane: Lane, work: Callable[[], T]) -> Future[T]:
+        """See `Link.beside`."""
+        return self._threads[lane].submit(self._uncounted, work)
+
+    def close(self) -> None:
+        """Wait for what they are doing."""
+        for threads in self._threads.values():
+            threads.shutdown()
+
+    def _uncounted(self, work: Callable[[], T]) -> T:
+        # Each thread has a mode of its own: what is computed in inference mode stays in it.
+        with torch.inference_mode(), self._waiting.uncounted():
+            return work()
+
+
+class CudaLink:
+    """Streams of a CUDA device.
+
+    Args:
+        device: the device.
+        waiting: told how long it has waited for copies.
+    """
+
+    def __init__(self, device: torch.device, waiting: Waiting) -> None:
+        self._device = device
+        self.waiting = waiting
+        self._streams = {lane: torch.cuda.Stream(device) for lane in Lane}
+        self._beside = Beside(waiting)
+        self._lock = threading.Lock()
+        self._stalls: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    def buffer(self, num_bytes: int) -> Tensor:
+        """See `Link.buffer`.
+
+        Raises:
+            BudgetError: the system does not let so much memory be pinned.
+        """
+        return torch.frombuffer(
+            _PinnedMemory(max(aligned_up(num_bytes), ALIGNMENT)), dtype=torch.uint8
+        )
+
+    def mark(self) -> Mark:
+        return torch.cuda.current_stream(self._device).record_event()
+
+    def up(self, source: Tensor, lane: Lane) -> Transit:
+        with torch.cuda.stream(self._streams[lane]):  # to which the copy's memory belongs, too
+            copy = source.to(self._device, non_blocking=True)
+        return self._transit(copy, source, lane)
+
+    def fill(self, target: Tensor, source: Tensor, after: Mark) -> Transit:
+        stream = self._streams[Lane.WEIGHTS]
+        assert isinstance(after, torch.cuda.Event), "it was made by `mark`"
+        stream.wait_event(after)
+        with torch.cuda.stream(stream):
+            target.copy_(source, non_blocking=True)
+        return self._transit(target, source, Lane.WEIGHTS)
+
+    def down(self, source: Tensor, lane: Lane = Lane.STORE) -> Transit:
+        stream = self._streams[lane]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            copy.copy_(source, non_blocking=True)
+        source.record_stream(stream)
+        return self._transit(copy, source, lane)
+
+    def beside(self, lane: Lane, work: Callable[[], T]) -> Future[T]:
+        return self._beside.submit(lane, work)
+
+    def settle(self) -> None:
+        """See `Link.settle`: what the device has not come to yet counts the next time."""
+        while self._stalls and self._stalls[0][1].query():
+            before, after = self._stalls.popleft()
+            self.waiting.add_link(before.elapsed_time(after) / 1000)
+
+    def close(self) -> None:
+        self._beside.close()
+
+    def note_stall(self, before: torch.cuda.Event, after: torch.cuda.Event) -> None:
+        """Take the events around a wait of the device."""
+        with self._lock:
+            self._stalls.append((before, after))
+
+    def _transit(self, copy: Tensor, source: Tensor, lane: Lane) -> _CudaTransit:
+        return _CudaTransit(copy, source, self._streams[lane].record_event(), self)
+
+
+class _CudaTransit:
+    """A copy, and the event that follows it. Holds what is copied, which must outlast it."""
+
+    def __init__(
+        self, copy: Tensor, source: Tensor, done: torch.cuda.Event, link: CudaLink
+    ) -> None:
+        self._copy, self._source, self._done, self._link = copy, source, done, link
+
+    def use(self) -> Tensor:
+        compute = torch.cuda.current_stream(self._copy.device)
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record(compute)
+        compute.wait_event(self._done)
+        after.record(compute)
+        self._link.note_stall(before, after)
+        self._copy.record_stream(compute)
+        return self._copy
+
+    def wait(self) -> Tensor:
+        self._done.synchronize()
+        return self._copy
+
+
+class _PinnedMemory(mmap.mmap):
+    """Anonymous memory that a GPU can read by itself.
+
+    Of its own, as PyTorch's allocator of pinned memory rounds up to powers of two.
+    """
+
+    def __new__(cls, num_bytes: int) -> _PinnedMemory:
+        memory = super().__new__(cls, -1, num_bytes)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        code = int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0))
+        if code:
+            raise BudgetError(
+                f"{num_bytes} bytes of the host's memory cannot be pinned (CUDA error {code}):"
+                " allow less host memory, or put less of the model there"
+            )
+        memory._address = address
+        return memory
+
+    _address: int | None = None
+
+    def __del__(self) -> None:
+        if self._address is not None:
+            with suppress(Exception):  # when the interpreter ends, CUDA may have ended before
+                torch.cuda.cudart().cudaHostUnregister(self._address)

@@ -1,0 +1,114 @@
+"""One pass over the weights, with all micro-batches it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from flexgen_helm.model import opt
+from flexgen_helm.offload.weights import EMBEDDINGS, Part, layer_part
+from flexgen_helm.quant import kernels
+from flexgen_helm.runtime.activations import Activations
+from flexgen_helm.runtime.block import Block
+from flexgen_helm.runtime.decode import DecodeMicroBatch
+from flexgen_helm.runtime.loaded_model import Model
+from flexgen_helm.runtime.prefill import PrefillMicroBatch
+from flexgen_helm.runtime.read_ahead import ReadAhead
+from flexgen_helm.runtime.schedule import Half, Turn, block_schedule, turns_of_pass
+from flexgen_helm.specs.chunks import READS_AHEAD
+from flexgen_helm.specs.placement import Placement
+
+MicroBatch = PrefillMicroBatch | DecodeMicroBatch
+
+
+class _Begun(NamedTuple):
+    """A micro-batch between the halves of a layer."""
+
+    hidden: Tensor
+    attention: Callable[[], Tensor]
+
+
+class ModelPass:
+    """Carries out the schedule of a pass.
+
+    Args:
+        model: what computes.
+        micro_batches: what passes.
+        placement: of hidden states between layers.
+    """
+
+    def __init__(
+        self, model: Model, micro_batches: Sequence[MicroBatch], placement: Placement
+    ) -> None:
+        self._model = model
+        self._micro_batches = micro_batches
+        self._activations = Activations(placement, model.device, model.spill, model.link)
+        self._begun: dict[int, _Begun] = {}
+        most_rows = max((len(mb.token_ids) for mb in micro_batches), default=0)
+        self._packed = model.multiplies_packed and most_rows <= kernels.FEW_ROWS
+        """Whether weights stay as they are stored, as few rows are multiplied with them."""
+
+    def run(self, blocks: Sequence[Block]) -> list[Tensor]:
+        """Return, per micro-batch, last hidden states of the rows that are needed.
+
+        Args:
+            blocks: those in prefill, which are told when a layer has ended.
+        """
+        model, micro_batches = self._model, self._micro_batches
+        num_layers = model.spec.num_layers
+        part = model.weights.fetch(EMBEDDINGS)
+        for index, mb in enumerate(micro_batches):
+            hidden = opt.embed(model.spec, part, mb.token_ids, mb.positions)
+            self._activations.put(index, hidden)
+        read_ahead = ReadAhead(
+            self._turns(),
+            lambda turn: micro_batches[turn.micro_batch].begin_read(turn.layer),
+            most_bytes=READS_AHEAD * model.spilled_at_once,
+        )
+        outputs = []
+        for step in block_schedule(num_layers, len(micro_batches), apart=model.attends_apart):
+            if step.begins_layer:
+                del part  # its memory may be needed for the next one
+                part = model.weights.fetch(layer_part(step.layer), packed=self._packed)
+            if step.half is Half.PROJECT:
+                read_ahead.advance()
+                self._project(part, Turn(step.layer, step.micro_batch), step.following)
+            elif step.layer < num_layers - 1:
+                self._activations.put(step.micro_batch, self._finish(part, step.micro_batch))
+            else:
+                outputs.append(self._finish(part, step.micro_batch))
+            if step.ends_layer:
+                for block in blocks:
+                    block.end_layer(step.layer)
+        return outputs
+
+    def _project(self, part: Part, turn: Turn, following: Turn | None) -> None:
+        """Compute what attention begins with, and begin it."""
+        model, micro_batch = self._model, self._micro_batches[turn.micro_batch]
+        hidden = self._activations.take(turn.micro_batch)
+        if following is not None:
+            self._activations.begin_take(following.micro_batch)
+        projected = opt.project(model.spec, part, hidden)
+        last = turn.layer == model.spec.num_layers - 1
+        attention = micro_batch.begin_attention(turn.layer, *projected, last=last)
+        if last and micro_batch.needed is not None:
+            # Of the others the last layer needs keys and values alone.
+            hidden = hidden[micro_batch.needed]
+        self._begun[turn.micro_batch] = _Begun(hidden, attention)
+
+    def _finish(self, part: Part, index: int) -> Tensor:
+        """Compute hidden states of what was attended to."""
+        hidden, attention = self._begun.pop(index)
+        return opt.finish(self._model.spec, part, hidden, attention())
+
+    def _turns(self) -> Iterator[Turn]:
+        """Turns of the pass, and the first of the next, as far as they are known.
+
+        Those whose sequences change in between read what they need for being packed anew.
+        """
+        yield from turns_of_pass(self._model.spec.num_layers, len(self._micro_batches))
+        for index, micro_batch in enumerate(self._micro_batches):
+            if isinstance(micro_batch, DecodeMicroBatch) and not self._model.attends_apart:
+                yield Turn(0, index)
