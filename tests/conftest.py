@@ -21,6 +21,8 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 os.environ["FLEXGEN_HELM_HARDWARE"] = os.devnull + "/none"
 """Tests are not to depend on whether this machine has been calibrated."""
 
+NEEDS_GPU = "needs a CUDA GPU"
+
 VARIANTS = {
     "opt": {},
     "post_norm_projected": {"do_layer_norm_before": False, "word_embed_proj_dim": 32},
@@ -101,7 +103,15 @@ def checkpoint(tmp_path_factory):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say how many completions were compared with a reference, and how many parted at a tie."""
+    """Say how many completions were compared with a reference, and how many parted at a tie.
+
+    And, by name, what was not tested for want of a GPU.
+    """
+    skipped = [
+        r.nodeid for r in terminalreporter.getreports("skipped") if NEEDS_GPU in str(r.longrepr)
+    ]
+    for name in dict.fromkeys(node.partition("[")[0] for node in skipped):
+        terminalreporter.write_line(f"not run, {NEEDS_GPU}: {name}")
     passed = [r for r in terminalreporter.getreports("passed") if r.when == "call"]
     agreements = [dict(r.user_properties)["agreement"] for r in passed if r.user_properties]
     if agreements:

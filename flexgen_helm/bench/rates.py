@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 def main(request: str) -> None:
-    """Measure, on the disk of a directory that a request names."""
+    """Measure a device, with the disk of a directory, that a request names."""
     from flexgen_helm.runtime.calibration import calibrate
 
-    directory = Path(json.loads(request)["directory"])
-    hardware = calibrate(directory, device="cpu", rounds=1)
+    asked = json.loads(request)
+    hardware = calibrate(Path(asked["directory"]), device=asked["device"], rounds=1)
     print(json.dumps(json.loads(hardware.to_json())))
 
 

@@ -142,9 +142,24 @@ def run_trial(trial: Trial, bench: Bench, *, number: int) -> TrialRow:
 
 
 def ask(
-    module: str, request: Mapping[str, Any], bench: Bench, *, name: str
+    module: str,
+    request: Mapping[str, Any],
+    bench: Bench,
+    *,
+    name: str,
+    limit_s: float | None = None,
 ) -> dict[str, Any] | None:
-    """Run a module with a request, and return its answer; `None` if it was killed.
+    """Run a module with a request, and return its answer.
+
+    Args:
+        module: whose last line of output is the answer as JSON.
+        request: its only argument, as JSON.
+        bench: where to keep what it says.
+        name: of the file with that.
+        limit_s: seconds after which it is killed; `None` for all it takes.
+
+    Returns:
+        `None` if it was killed.
 
     Raises:
         CommandError: it failed.
@@ -152,13 +167,17 @@ def ask(
     log = bench.directory / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as stderr:
-        done = subprocess.run(
-            [sys.executable, "-m", module, json.dumps(request)],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", module, json.dumps(request)],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                timeout=limit_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return None
     if done.returncode == -signal.SIGKILL:
         return None
     if done.returncode != 0:

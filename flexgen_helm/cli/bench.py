@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from flexgen_helm.bench.checkpoint import SHAPES, random_checkpoint
 from flexgen_helm.bench.clients import PEERS, peer_client
+from flexgen_helm.bench.gpu import PEERS as GPU_PEERS
+from flexgen_helm.bench.gpu import STAGES as GPU_STAGES
 from flexgen_helm.bench.offload import STAGES
 from flexgen_helm.bench.plan import STAGES as PLAN_STAGES
 from flexgen_helm.bench.suites import DEFAULT, SUITES, TOKENIZER, require_data
@@ -18,6 +20,7 @@ from flexgen_helm.bench.trial import ACCELERATE, TRANSFORMERS, Bench, Workload
 from flexgen_helm.bench.trial import PEERS as PEER_SYSTEMS
 from flexgen_helm.cli.plan import hardware_named
 from flexgen_helm.errors import BenchmarkError
+from flexgen_helm.specs.opt_sizes import SIZES
 from flexgen_helm.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ def add_bench_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
     _add_tree_parser(benchmarks)
     _add_offload_parser(benchmarks)
     _add_plan_parser(benchmarks)
+    _add_gpu_parser(benchmarks)
 
 
 def print_report(report: Report, *, as_json: bool) -> None:
@@ -152,6 +156,33 @@ def _add_plan_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentPar
     add("--data", type=Path, default=DATA, metavar="DIR", help="where OPT's tokenizer is")
     add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="stores and logs")
     parser.set_defaults(run=run_bench_plan)
+
+
+def _add_gpu_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = benchmarks.add_parser(
+        "gpu",
+        help="a GPU with its memory capped: ours beside upstream FlexGen and accelerate",
+        description="Generate with random weights of OPT's sizes under a cap on the GPU's memory:"
+        " ours, upstream FlexGen with its published policies, and accelerate; then the paper's"
+        " seven HELM sub-scenarios with fewer requests, as they are and padded. What does not come"
+        " to its turn in time is reported without figures. Progress is reported on stderr.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--json", action="store_true", help="print the report as one JSON object")
+    add("--stages", nargs="+", choices=GPU_STAGES, default=list(GPU_STAGES), metavar="NAME")
+    add("--models", nargs="+", choices=SIZES, default=["6.7b", "30b"], metavar="SIZE", help="OPT's")
+    add("--peers", nargs="*", choices=GPU_PEERS, default=list(GPU_PEERS), metavar="NAME")
+    add("--compressions", nargs="+", default=["w4", "w4-kv4"], metavar="LABEL", help="of ours")
+    add("--workload", type=_workload, default="512/32", metavar="P/N", help="prompt/new tokens")
+    add("--requests", type=_from(1), default=256, metavar="N", help="of ours, in each trial")
+    add("--helm-model", choices=SIZES, default="30b", metavar="SIZE", help="of the sub-scenarios")
+    add("--helm-share", type=float, default=0.02, metavar="PART", help="of the paper's requests")
+    add("--device-memory", type=_size, default="16GB", metavar="SIZE", help="cap of the GPU")
+    add("--minutes", type=float, default=9.0, metavar="N", help="time in all")
+    add("--device", default="cuda", help="cuda, or cpu to try the benchmark out")
+    add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="stores and logs")
+    parser.set_defaults(run=run_bench_gpu)
 
 
 def _add_parser(
@@ -273,6 +304,51 @@ def run_bench_plan(args: argparse.Namespace) -> int:
         rows=rows,
     )
     print_report(report, as_json=args.json)
+    return 0
+
+
+def run_bench_gpu(args: argparse.Namespace) -> int:
+    """Carry out ``bench gpu``."""
+    import torch
+
+    from flexgen_helm.bench import gpu
+    from flexgen_helm.bench.conditions import machine_conditions, version
+    from flexgen_helm.specs.catalog import EMBEDDED_CHECKPOINT
+
+    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+        raise BenchmarkError(
+            f"PyTorch {torch.__version__} finds no GPU here: run this on a machine with one, or try"
+            " it out with --device cpu --peers accelerate --models 125m --helm-model 125m"
+        )
+    for peer in args.peers:
+        if version(peer) is None:
+            raise BenchmarkError(
+                f"{peer} is not installed: run pip install {peer}, or leave it out of --peers"
+            )
+    plan = gpu.Plan(
+        stages=args.stages,
+        models=args.models,
+        peers=args.peers,
+        compressions=args.compressions,
+        workload=args.workload,
+        batch=args.requests,
+        helm_model=args.helm_model,
+        helm_share=args.helm_share,
+        cap_bytes=args.device_memory,
+        limit_s=60 * args.minutes,
+    )
+    session = gpu.Session(
+        EMBEDDED_CHECKPOINT,
+        args.work_dir.absolute() / "gpu",
+        device=args.device,
+        limit_s=plan.limit_s,
+        announce=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    conditions = {
+        **machine_conditions(datetime.now(timezone.utc)),
+        **{peer: version(peer) for peer in args.peers},
+    }
+    print_report(gpu.run_gpu_benchmark(plan, session, conditions), as_json=args.json)
     return 0
 
 

@@ -59,6 +59,9 @@ class Link(Protocol):
     waiting: Waiting
     """Told how long computing stood still."""
 
+    copied: dict[Lane, int]
+    """Bytes so far."""
+
     def buffer(self, num_bytes: int) -> Tensor:
         """Return memory of the host, uint8, of at least so many bytes: aligned, and pinned."""
         ...
@@ -140,6 +143,7 @@ class CudaLink:
     def __init__(self, device: torch.device, waiting: Waiting) -> None:
         self._device = device
         self.waiting = waiting
+        self.copied = dict.fromkeys(Lane, 0)
         self._streams = {lane: torch.cuda.Stream(device) for lane in Lane}
         self._beside = Beside(waiting)
         self._lock = threading.Lock()
@@ -198,6 +202,8 @@ class CudaLink:
             self._stalls.append((before, after))
 
     def _transit(self, copy: Tensor, source: Tensor, lane: Lane) -> _CudaTransit:
+        with self._lock:
+            self.copied[lane] += copy.numel() * copy.element_size()
         return _CudaTransit(copy, source, self._streams[lane].record_event(), self)
 
 

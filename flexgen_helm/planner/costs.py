@@ -16,7 +16,7 @@ from math import ceil
 
 from flexgen_helm.planner.linear import Fractions, Linear, placed_on, total
 from flexgen_helm.planner.setup import Setup
-from flexgen_helm.specs.chunks import HEAD_ROWS, spilled_at_once
+from flexgen_helm.specs.chunks import GROWTH, HEAD_ROWS, spilled_at_once
 from flexgen_helm.specs.hardware import Hardware
 from flexgen_helm.specs.placement import Tier
 from flexgen_helm.specs.policy import Policy
@@ -96,6 +96,9 @@ class Execution:
     computes_last_rows: bool = False
     """Whether the last layer computes rows whose result nobody reads."""
 
+    reads_what_there_is: bool = False
+    """Whether keys and values are read up to the last, and not with the room for those to come."""
+
 
 OURS = Execution()
 UPSTREAM = Execution(
@@ -104,6 +107,7 @@ UPSTREAM = Execution(
     prefills_at_once=True,
     caches_one_token=True,
     computes_last_rows=True,
+    reads_what_there_is=True,
 )
 """FlexGen 0.1.8; it also pads prompts and shares nothing (see `RequestLengths.padded`)."""
 
@@ -237,7 +241,7 @@ class _Costs:
         tokens = passes * self.load.sequences
         rows = self._decode_rows()
         micro_batches = ceil(self.load.sequences / rows) * passes
-        attended = tokens * self._mean_own_len
+        attended = tokens * (self._mean_own_len + self._mean_room)
         on_host = self.shape.attention == "host" and not self.setup.unified
         attention = self._own_attention(attended, on_host=on_host)
         return {
@@ -268,7 +272,7 @@ class _Costs:
             },
             Resource.DISK: {
                 "weights read": self._read("weights", self._weight_bytes * passes),
-                "cache read": self._read("cache", self._stored_bytes(attended)),
+                "cache read": self._read("cache", self._stored_bytes(tokens * self._mean_own_len)),
                 "activations read": self._read("activations", self._hidden_bytes(tokens)),
                 "cache written": self._written("cache", self._stored_bytes(tokens)),
                 "activations written": self._written("activations", self._hidden_bytes(tokens)),
@@ -289,6 +293,13 @@ class _Costs:
     def _mean_own_len(self) -> float:
         """Tokens of its own that a sequence attends to in decode; the paper's s + n/2."""
         return self.lengths.own_len + self.lengths.new_tokens / 2
+
+    @property
+    def _mean_room(self) -> float:
+        """Positions behind these that are read, too: room for tokens to come; not on disk."""
+        if self.execution.reads_what_there_is or self.shape.cache_on_disk:
+            return 0
+        return min(GROWTH, self.lengths.new_tokens) / 2
 
     def _hidden_bytes(self, tokens: float) -> float:
         """Of hidden states of some tokens, once for every layer."""
@@ -374,7 +385,7 @@ class _Costs:
         times = micro_batches if self.execution.dequantizes_each else passes
         spec, rate = self.setup.spec, self.hardware.dequantized_weights_per_s
         numbers = [out * in_ for out, in_ in spec.matrix_shapes.values()]
-        layer_s = sum(size / rate.at(max(size, rate.points[0][0])) for size in numbers)
+        layer_s = sum(numbers) / rate.at(max(*numbers, rate.points[0][0]))
         return Linear(times * layer_s * spec.num_layers)
 
     def _dequantized_cache(self, attended: float) -> Linear:

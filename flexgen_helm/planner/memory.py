@@ -96,10 +96,10 @@ def plan_memory(
 def nearest_policy(setup: Setup, policy: Policy, budget: MemoryBudget) -> Policy | None:
     """Return the policy that fits a budget and differs least: `None` if there is none.
 
-    Smaller micro-batches come first, then weights, cache and activations on disk.
+    Smaller micro-batches come first, then weights, cache and activations elsewhere.
     """
     for least_tokens in (LEAST_TOKENS, 1):
-        for candidate in _candidates(policy):
+        for candidate in _candidates(setup, policy):
             tokens = _plan(setup, candidate, budget).cache_tokens
             if tokens is None or tokens >= least_tokens:
                 return candidate
@@ -402,30 +402,43 @@ def _sparse_per_token(setup: Setup) -> float:
     return (setup.dtype_bytes + 4) * spec.num_heads + percent / 100 * attended
 
 
-def _candidates(policy: Policy) -> Iterator[Policy]:
-    """Policies ever less like this one."""
-    on_disk = Placement(disk=1)
-    for cache, activations in (
-        (policy.cache, policy.activations),
-        (on_disk, policy.activations),
-        (on_disk, on_disk),
-    ):
-        for moved in range(11):
-            device, host = (
-                round(fraction * (10 - moved) / 10, 6)
-                for fraction in (policy.weights.device, policy.weights.host)
-            )
-            weights = Placement(device=device, host=host, disk=round(1 - device - host, 6))
-            tokens = policy.micro_batch_tokens
-            while tokens >= min(64, policy.micro_batch_tokens):
-                yield replace(
-                    policy,
-                    weights=policy.weights if not moved else weights,
-                    cache=cache,
-                    activations=activations,
-                    micro_batch_tokens=tokens,
-                )
-                tokens //= 2
+def _candidates(setup: Setup, policy: Policy) -> Iterator[Policy]:
+    """Yield policies ever less like this one.
+
+    First as much as need be goes to the host, where that has memory of its own, then to disk.
+    """
+    for tier in (Tier.DISK,) if setup.unified else (Tier.HOST, Tier.DISK):
+        moved_all = Placement(**{tier.value: 1.0})
+        for cache, activations in (
+            (policy.cache, policy.activations),
+            (moved_all, policy.activations),
+            (moved_all, moved_all),
+        ):
+            for tenths in range(11):
+                tokens = policy.micro_batch_tokens
+                while tokens >= min(64, policy.micro_batch_tokens):
+                    yield replace(
+                        policy,
+                        weights=_moved(policy.weights, tier, tenths / 10),
+                        cache=cache,
+                        activations=activations,
+                        micro_batch_tokens=tokens,
+                    )
+                    tokens //= 2
+
+
+def _moved(placement: Placement, tier: Tier, part: float) -> Placement:
+    """Return a placement of which a part of what is on faster tiers has moved to another."""
+    if not part:
+        return placement
+    kept = {
+        Tier.DEVICE: placement.device * (1 - part),
+        Tier.HOST: placement.host * (1 - part if tier is Tier.DISK else 1),
+        Tier.DISK: placement.disk,
+    }
+    fractions = {name: round(fraction, 6) for name, fraction in kept.items()}
+    fractions[tier] = round(1 - sum(x for name, x in fractions.items() if name is not tier), 6)
+    return Placement(**{name.value: fraction for name, fraction in fractions.items()})
 
 
 def _shortfall(setup: Setup, plan: MemoryPlan, budget: MemoryBudget) -> str:

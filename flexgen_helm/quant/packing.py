@@ -26,26 +26,29 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return torch.cat(planes, dim=-1) if len(planes) > 1 else planes[0]
 
 
-def unpack(packed: Tensor, bits: int, group_size: int, dtype: torch.dtype) -> Tensor:
-    """Undo `pack`: bytes [..., group_size * bits / 8] -> codes [..., group_size], in a dtype."""
+def unpack(packed: Tensor, bits: int, out: Tensor) -> Tensor:
+    """Undo `pack`: bytes [..., group_size * bits / 8] -> codes [..., group_size] in `out`."""
     if PLANES[bits] == (8,):
-        return packed.to(dtype)
-    codes = torch.empty(*packed.shape[:-1], group_size, dtype=dtype, device=packed.device)
+        return out.copy_(packed)
     start, shift = 0, 0
     for width in PLANES[bits]:
-        num_bytes = group_size * width // 8
+        num_bytes = out.shape[-1] * width // 8
         plane = packed[..., start : start + num_bytes]
-        for part, target in enumerate(codes.split(num_bytes, dim=-1)):
+        values = torch.empty_like(plane, memory_format=torch.contiguous_format)
+        targets = out.split(num_bytes, dim=-1)
+        for part, target in enumerate(targets):
             # Bits first, for all groups in one run: where the parts belong they are too short to
             # be vectorized.
-            values = (plane >> (part * width)) & (2**width - 1)
+            torch.bitwise_right_shift(plane, part * width, out=values)
+            if part < len(targets) - 1:  # above the last one there is nothing
+                values.bitwise_and_(2**width - 1)
             if shift:
                 target += values << shift
             else:
                 target.copy_(values)
         start += num_bytes
         shift += width
-    return codes
+    return out
 
 
 def _pack_plane(plane: Tensor, width: int) -> Tensor:

@@ -206,26 +206,49 @@ class _Bench:
 
     def decode_attention(self, device: torch.device) -> float:
         """In bytes of keys and values a second."""
-        dtype = self.dtype if device == self.device else torch.float32
         shape = SEQUENCES, HEADS, CACHED, HEAD
-        keys, values = (torch.randn(shape, device=device).to(dtype) for _ in range(2))
-        q, k, v = (torch.randn(SEQUENCES, HEADS, HEAD, device=device).to(dtype) for _ in range(3))
+        keys, values = (torch.randn(shape, device=device).to(self.dtype) for _ in range(2))
+        q, k, v = (
+            torch.randn(SEQUENCES, HEADS, HEAD, device=device).to(self.dtype) for _ in range(3)
+        )
         mask = torch.zeros(SEQUENCES, CACHED, dtype=torch.bool, device=device)
         seconds = self.time(lambda: attend_one(q, keys, values, mask, k, v))
         return 2 * keys.numel() * keys.element_size() / seconds
 
     def dequantized_weights(self) -> Curve:
-        """By numbers of the matrix, in numbers a second."""
+        """By numbers of a layer's largest matrix, in numbers a second.
+
+        What a layer takes longer whose matrices are dequantized before they are multiplied with:
+        they are not in the order in which they are read fastest then, nor in a cache.
+        """
         points = []
-        for inputs, outputs in ((MATRICES[0][0], MATRICES[0][0]), *MATRICES):
-            matrix = quantize(self._random(outputs, inputs), bits=BITS, group_size=GROUP_SIZE)
-            # In turn, too; the engine dequantizes all layers into the same memory.
-            copies = -(-IN_TURN_BYTES // (4 * matrix.num_bytes))
-            matrices = cycle([matrix.map(torch.clone) for _ in range(copies)])
-            buffer = torch.empty(matrix.num_padded, dtype=self.dtype, device=self.device)
-            seconds = self.time(partial(_dequantize, matrices, self.dtype, buffer))
-            points.append((float(inputs * outputs), inputs * outputs / seconds))
+        for inputs, outputs in MATRICES:
+            shapes = (
+                (3 * inputs, inputs), (inputs, inputs), (outputs, inputs), (inputs, outputs)
+            )  # fmt: skip
+            numbers = sum(rows * row_len for rows, row_len in shapes)
+            hidden = [self._random(SEQUENCES, row_len) for _, row_len in shapes]
+            num_layers = max(2, -(-IN_TURN_BYTES // (4 * numbers * BITS // 8)))
+            plain = cycle([laid_out(self._random(*shape)) for shape in shapes])
+            plain_s = self.time(lambda: [linear(rows, next(plain)) for rows in hidden])  # noqa: B023
+            layer = [
+                quantize(self._random(*shape), bits=BITS, group_size=GROUP_SIZE) for shape in shapes
+            ]
+            # Layers in turn; the engine dequantizes all of them into the same memory.
+            codes = [matrix.map(torch.clone) for _ in range(num_layers) for matrix in layer]
+            used = hidden * num_layers, self._buffers(layer) * num_layers
+            matrices = cycle(zip(codes, *used, strict=True))
+            compressed_s = self.time(
+                lambda: [_multiply_dequantized(*next(matrices)) for _ in shapes]  # noqa: B023
+            )
+            seconds = max(compressed_s - plain_s, LEAST_LEFT * compressed_s)
+            points.append((float(inputs * outputs), numbers / seconds))
         return Curve(tuple(points))
+
+    def _buffers(self, layer: Sequence[QuantizedTensor]) -> list[Tensor]:
+        return [
+            torch.empty(matrix.num_padded, dtype=self.dtype, device=self.device) for matrix in layer
+        ]
 
     def dequantized_cache(self) -> float:
         rows = self._random(SEQUENCES, CACHED, WIDTH)
@@ -267,8 +290,8 @@ def _product(hidden: Tensor, matrices: Iterator[Tensor]) -> Tensor:
     return linear(hidden, next(matrices))
 
 
-def _dequantize(matrices: Iterator[QuantizedTensor], dtype: torch.dtype, buffer: Tensor) -> Tensor:
-    return dequantize(next(matrices), dtype, buffer)
+def _multiply_dequantized(matrix: QuantizedTensor, rows: Tensor, buffer: Tensor) -> Tensor:
+    return linear(rows, dequantize(matrix, rows.dtype, buffer))
 
 
 def _overheads(device: str, dtype: str) -> dict[str, float]:

@@ -27,7 +27,7 @@ from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.segments import Segment
 from flexgen_helm.runtime.sequence import Sequence
-from flexgen_helm.specs.chunks import LEAST_FILLED
+from flexgen_helm.specs.chunks import GROWTH, LEAST_FILLED
 
 POOL_READS = 1.5
 """What a pool costs per token beside its sequences, in times a sequence's cache is read."""
@@ -35,10 +35,6 @@ POOL_READS = 1.5
 COPY_READS = 5
 """What it costs to copy a sequence's cache, in times it is read: the copy is written to memory that
 the system has to provide."""
-
-GROWTH = 64
-"""Tokens a pool has more room for than it holds when it is packed. All of that room is read for
-every token, so it does not begin with what the longest completion might need."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -25,7 +25,7 @@ class Cost:
     """Of these, seconds in which nothing was computed for want of what was on disk."""
 
     link_wait_s: float = 0.0
-    """Likewise, of weights on their way to the device."""
+    """Likewise, of what was on its way to the device."""
 
     padding_rows: float = 0.0
     """Rows of matrix products with weights that held no token."""

@@ -14,7 +14,7 @@ between the passes over them."""
 HEAD_COLUMNS = 1 << 13
 """Tokens of the vocabulary whose logits are computed at once."""
 
-DEQUANTIZED_AT_ONCE = 1 << 20
+DEQUANTIZED_AT_ONCE = 1 << 19
 """Numbers dequantized at once: what is computed on the way takes several times their bytes, and
 should stay in the CPU's cache."""
 
@@ -42,6 +42,11 @@ LOADS_IN_FLIGHT = 4
 
 WRITES_IN_FLIGHT = 4
 """Buffers on their way to disk at once."""
+
+GROWTH = 64
+"""Tokens that sequences side by side have more room for in memory than they hold when they are
+packed. All of that room is read for every token, so it does not begin with what the longest
+completion might need."""
 
 LEAST_FILLED = 0.8
 """Sequences share a pool if the shortest needs at least this part of the longest one's capacity."""

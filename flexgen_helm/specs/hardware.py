@@ -59,6 +59,11 @@ class Surface:
         # A curve has the same demands on its sizes.
         Curve(tuple((size, curve.points[0][1]) for size, curve in self.curves))
 
+    @property
+    def most(self) -> float:
+        """The highest rate."""
+        return max(rate for _, curve in self.curves for _, rate in curve.points)
+
     def at(self, size: float, rows: float) -> float:
         """Return the rate of a product."""
         points = tuple((numbers, curve.at(rows)) for numbers, curve in self.curves)
@@ -114,7 +119,8 @@ class Hardware:
     """Likewise of the host."""
 
     dequantized_weights_per_s: Curve
-    """Weights, to the compute dtype, by the numbers of a matrix."""
+    """Weights, to the compute dtype, with what a product with them takes longer than with others;
+    by the numbers of a layer's largest matrix."""
 
     dequantized_cache_per_s: float
     """Keys and values, likewise."""

@@ -162,7 +162,7 @@ class RequestStatistics:
     """Of `prefill_s` and `decode_s`, its share of what computing stood still for the disk."""
 
     link_wait_s: float = 0.0
-    """Likewise for weights being copied to the device."""
+    """Likewise for copies to the device."""
 
     predicted_prefill_s: float | None = None
     """What the planner said `prefill_s` would be; `None` if the machine was not calibrated."""

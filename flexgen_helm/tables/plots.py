@@ -151,7 +151,7 @@ def times(costs: pd.DataFrame) -> Figure | None:
     rows = rows.loc[by_setting.index]
     waits = {
         "waiting for the disk": (rows["disk_wait_s"].fillna(0), DISK),
-        "waiting for weights to be copied to the device": (rows["link_wait_s"].fillna(0), LINK),
+        "waiting for copies to the device": (rows["link_wait_s"].fillna(0), LINK),
     }
     computing = rows["request_s"] - sum(wait for wait, _ in waits.values())
     parts = {"computing": (computing.clip(lower=0), COMPUTING), **waits}

@@ -119,7 +119,7 @@ def test_compressed_layers_are_dequantized_one_at_a_time():
     terms = fixed_terms(setup("w4"), Policy())
     stored = OPT_1_3B.linear_weight_bytes(Compression(weight_bits=4), dtype_bytes=2)
     assert terms["weights"][Tier.DEVICE] == stored
-    assert terms["layer in use"] == {Tier.DEVICE: LAYER_BYTES + 11 * 2**20}
+    assert terms["layer in use"] == {Tier.DEVICE: LAYER_BYTES + 11 * 2**19}
 
 
 def test_a_cached_token_by_hand():
@@ -161,6 +161,18 @@ def test_a_device_of_its_own_has_a_limit_of_its_own():
     assert plan_memory(setup(unified=False), policy, budget).cache_tokens
     with pytest.raises(BudgetError, match="host memory of 1 GB"):
         plan_memory(setup(unified=False), policy, MemoryBudget(device="1GB", host="1GB"))
+
+
+def test_weights_that_do_not_fit_a_device_move_to_the_host_before_the_disk():
+    budget = MemoryBudget(device="2GB", host="3GB")
+    nearest = nearest_policy(setup(unified=False), Policy(), budget)
+    assert nearest.weights.device > 0.2
+    assert nearest.weights.device + nearest.weights.host == 1
+    assert nearest.cache == Policy().cache
+    budget = MemoryBudget(device="1.2GB", host="500MB")
+    nearest = nearest_policy(setup(unified=False), Policy(), budget)
+    assert nearest.weights.disk > 0.5
+    assert nearest.weights.host == 0
 
 
 @given(

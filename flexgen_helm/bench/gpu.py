@@ -1,0 +1,468 @@
+"""`bench gpu`: a large card made small, by ours, upstream FlexGen and accelerate.
+
+1. *machine*: what the card and its link can do, by calibration.
+2. *throughput*: OPT-6.7B and OPT-30B with random weights and prompts of one length, under a cap on
+   the card's memory: ours with the policy it plans, upstream with those it published, accelerate
+   with weights in the host's memory.
+3. *helm*: the paper's seven sub-scenarios with fewer requests, their real lengths and what they
+   share, beside the same requests padded to the paper's lengths, which share nothing.
+
+Everything runs in processes of its own, one after another, as long as there is time: what did not
+come to its turn, or to its end, is in the report without figures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from flexgen_helm.bench.report import Cell, Report, Row
+from flexgen_helm.bench.trial import Bench, Workload, ask
+from flexgen_helm.errors import CommandError
+from flexgen_helm.specs.hardware import Hardware
+from flexgen_helm.specs.shipped import flexgen_paper, scenarios_dir
+from flexgen_helm.specs.workload import RequestLengths
+from flexgen_helm.specs.workload import Workload as Lengths
+from flexgen_helm.units import format_bytes
+
+OURS, UPSTREAM, ACCELERATE = "flexgen_helm", "flexgen", "accelerate"
+PEERS = (UPSTREAM, ACCELERATE)
+THROUGHPUT, HELM = "throughput", "helm"
+STAGES = (THROUGHPUT, HELM)
+
+LEAST_REQUESTS = 4
+"""Of a sub-scenario, however few are wanted."""
+
+PILOT_TOKENS = 4
+"""New tokens that accelerate is timed with: each takes as long as the one before."""
+
+ACCELERATE_BATCH = 8
+ENOUGH_S = 10.0
+"""With less time left, nothing is begun."""
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """Prompts of random tokens: some with a beginning in common, all with an end of their own."""
+
+    name: str
+    count: int
+    shared: int
+    """Tokens in common."""
+
+    least_own: int
+    most_own: int
+    """Tokens of their own, of lengths spread evenly in between."""
+
+    new_tokens: int
+
+    @property
+    def prompt_len(self) -> int:
+        """Mean tokens of a prompt."""
+        return self.shared + (self.least_own + self.most_own) // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What one process is to measure."""
+
+    stage: str
+    system: str
+    setting: str
+    model: str
+    """A size, such as ``30b``."""
+
+    requests: Sequence[Requests]
+    cap_bytes: int
+    compression: str = "none"
+    """Of ours."""
+
+    options: Sequence[str] = ()
+    """Of upstream's command line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What its process reports."""
+
+    prefill_s: float
+    decode_s: float
+    generated_tokens: int
+    allocated_bytes: int
+    """Peak of what tensors took on the device."""
+
+    reserved_bytes: int
+    """Peak of what the process took there for tensors."""
+
+    link_bytes: int | None = None
+    """Copied between host and device."""
+
+    link_wait_s: float | None = None
+    predicted_s: float | None = None
+    policy: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuRow:
+    """A trial and its outcome, as far as it came to one."""
+
+    stage: str
+    system: str
+    setting: str
+    model: str
+    requests: int
+    prompt_len: int
+    new_tokens: int
+    cap_bytes: int
+    generated_tokens: int | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    tokens_per_s: float | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    link_bytes_per_s: float | None = None
+    link_wait_s: float | None = None
+    predicted_s: float | None = None
+    policy: str = ""
+    problem: str = ""
+    """Why there are no figures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is run."""
+
+    stages: Sequence[str]
+    models: Sequence[str]
+    peers: Sequence[str]
+    compressions: Sequence[str]
+    """Of ours."""
+
+    workload: Workload
+    batch: int
+    """Requests of ours in a throughput trial."""
+
+    helm_model: str
+    helm_share: float
+    """Part of the paper's requests of each sub-scenario."""
+
+    cap_bytes: int
+    limit_s: float
+    """Time in all."""
+
+
+class Session:
+    """Runs one process after another, in the time there is.
+
+    Args:
+        tokenizer: of the dummy checkpoints.
+        directory: for checkpoints, stores and logs.
+        device: ``cuda``, or ``cpu`` to try the benchmark out.
+        limit_s: time in all.
+        announce: told what goes on.
+    """
+
+    def __init__(
+        self, tokenizer: Path, directory: Path, *, device: str, limit_s: float, announce: Announce
+    ) -> None:
+        self._tokenizer, self._directory, self._device = tokenizer, directory, device
+        self._announce = announce
+        self._end_s = monotonic() + limit_s
+        self._count = 0
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left."""
+        return self._end_s - monotonic()
+
+    def calibrate(self) -> Hardware:
+        """Measure the card.
+
+        Raises:
+            CommandError: this failed, or took all the time.
+        """
+        self._announce("machine: rates of card, link and disk ...")
+        answer = ask(
+            "flexgen_helm.bench.rates",
+            {"directory": str(self._directory), "device": self._device},
+            self._bench("125m"),
+            name="rates",
+            limit_s=self.left_s,
+        )
+        if answer is None:
+            raise CommandError("the machine was not measured in time: allow more with --minutes")
+        return Hardware.from_json(json.dumps(answer), where="what was measured")
+
+    def run(self, trial: Trial, hardware: Hardware) -> GpuRow:
+        """Make a trial, if there is time."""
+        about = f"{trial.stage}: {trial.system} {trial.setting}, opt-{trial.model}"
+        row = GpuRow(
+            stage=trial.stage,
+            system=trial.system,
+            setting=trial.setting,
+            model=f"opt-{trial.model}",
+            requests=sum(requests.count for requests in trial.requests),
+            prompt_len=_mean([(r.prompt_len, r.count) for r in trial.requests]),
+            new_tokens=_mean([(r.new_tokens, r.count) for r in trial.requests]),
+            cap_bytes=trial.cap_bytes,
+        )
+        if self.left_s < ENOUGH_S:
+            return _without(row, "no time was left")
+        self._announce(f"{about} ... ({self.left_s:.0f} s left)")
+        self._count += 1
+        bench = self._bench(trial.model)
+        request = {
+            "trial": asdict(trial),
+            "checkpoint": str(bench.checkpoint),
+            "directory": str(bench.directory),
+            "device": self._device,
+            "hardware": hardware.to_json(),
+        }
+        module = "upstream" if trial.system == UPSTREAM else "gpu_process"
+        try:
+            answer = ask(
+                f"flexgen_helm.bench.{module}",
+                request,
+                bench,
+                name=f"gpu-{self._count:02}",
+                limit_s=self.left_s,
+            )
+        except CommandError as error:
+            self._announce(f"{about}: {error}")
+            return _without(row, str(error))
+        if answer is None:
+            return _without(row, "did not end in time")
+        row = _with(row, Outcome(**answer))
+        self._announce(f"{about}: {row.tokens_per_s:.2f} token/s")
+        return row
+
+    def _bench(self, model: str) -> Bench:
+        from flexgen_helm.model.dummy import write_dummy
+
+        directory = self._directory / f"opt-{model}"
+        write_dummy(f"opt-{model}", tokenizer=self._tokenizer, directory=directory)
+        return Bench(checkpoint=directory, directory=self._directory)
+
+
+def run_gpu_benchmark(plan: Plan, session: Session, conditions: Mapping[str, Cell]) -> Report:
+    """Carry out a plan and report it.
+
+    Raises:
+        CommandError: the machine could not be measured.
+    """
+    hardware = session.calibrate()
+    rows = [session.run(trial, hardware) for trial in trials(plan)]
+    rates: Row = {
+        "product_flop_per_s": hardware.product_flop_per_s.most,
+        "host_to_device_bytes_per_s": hardware.host_to_device_bytes_per_s,
+        "device_to_host_bytes_per_s": hardware.device_to_host_bytes_per_s,
+        "disk_read_bytes_per_s": hardware.disk_read_bytes_per_s,
+    }
+    return Report(
+        ratios=ratios(rows, hardware),
+        conditions={
+            **conditions,
+            "card": hardware.conditions.get("device", ""),
+            "cap": format_bytes(plan.cap_bytes),
+            "requests": "random tokens, greedy",
+            "throughput": "generated tokens over prefill and decode time, without loading",
+            "accelerate": f"{ACCELERATE_BATCH} requests, {PILOT_TOKENS} tokens timed, the rest at"
+            " the speed of the last",
+        },
+        rows=[rates, *map(asdict, rows)],
+    )
+
+
+def trials(plan: Plan) -> Iterator[Trial]:
+    """Yield what a plan measures: of each model first ours, then what it is compared with."""
+    if THROUGHPUT in plan.stages:
+        for model in plan.models:
+            yield from _throughput_trials(plan, model)
+    if HELM in plan.stages:
+        for setting, requests in (
+            ("shared prefixes", [*helm_requests(plan.helm_share)]),
+            ("padded", [*padded_requests(plan.helm_share)]),
+        ):
+            yield Trial(
+                stage=HELM,
+                system=OURS,
+                setting=setting,
+                model=plan.helm_model,
+                requests=requests,
+                compression=plan.compressions[0],
+                cap_bytes=plan.cap_bytes,
+            )
+
+
+def _throughput_trials(plan: Plan, model: str) -> Iterator[Trial]:
+    def trial(system: str, setting: str, batch: int, **others: Any) -> Trial:
+        requests = Requests(
+            name=str(plan.workload),
+            count=batch,
+            shared=0,
+            least_own=plan.workload.prompt_len,
+            most_own=plan.workload.prompt_len,
+            new_tokens=plan.workload.new_tokens,
+        )
+        return Trial(
+            stage=THROUGHPUT,
+            system=system,
+            setting=setting,
+            model=model,
+            requests=[requests],
+            cap_bytes=plan.cap_bytes,
+            **others,
+        )
+
+    for label in plan.compressions:
+        yield trial(OURS, label, plan.batch, compression=label)
+    if UPSTREAM in plan.peers:
+        for policy in published_policies(model, plan.workload.prompt_len):
+            yield trial(UPSTREAM, policy.name, policy.batch, options=policy.options)
+    if ACCELERATE in plan.peers:
+        yield trial(ACCELERATE, "weights on the host", ACCELERATE_BATCH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedPolicy:
+    """A policy of upstream's benchmark suite."""
+
+    name: str
+    batch: int
+    options: Sequence[str]
+
+
+def published_policies(model: str, prompt_len: int) -> Iterator[PublishedPolicy]:
+    """Yield upstream's policies for a model and a length, or for the length they are nearest to."""
+    cells = [c for c in flexgen_paper()["throughput"] if c["model"] == f"facebook/opt-{model}"]
+    if not cells:
+        return
+    nearest = min(abs(cell["prompt_len"] - prompt_len) for cell in cells)
+    for cell in cells:
+        if abs(cell["prompt_len"] - prompt_len) > nearest:
+            continue
+        policy = cell["policy"]
+        size, count = policy["micro_batch_size"], policy["num_micro_batches"]
+        percent = [
+            str(round(100 * policy[placed][tier]))
+            for placed in ("weights", "cache", "activations")
+            for tier in ("device", "host")
+        ]
+        options = ["--gpu-batch-size", str(size), "--num-gpu-batches", str(count)]
+        options += ["--percent", *percent]
+        if policy["attention"] == "host":
+            options.append("--cpu-cache-compute")
+        bits = cell["compression"].split("-")
+        options += ["--compress-weight"] * ("w4" in bits) + ["--compress-cache"] * ("kv4" in bits)
+        yield PublishedPolicy(
+            name=f"{size}x{count} {cell['compression']}", batch=size * count, options=options
+        )
+
+
+def helm_requests(share: float) -> Iterator[Requests]:
+    """Yield the seven sub-scenarios as their prompts are, each with a part of its requests."""
+    for lengths, cell in _paper_seven():
+        own = max(1, round(lengths.own_len))
+        spread = min(own - 1, lengths.max_prompt_len - round(lengths.prompt_len))
+        yield Requests(
+            name=lengths.name,
+            count=_count(cell, share),
+            shared=round(lengths.prompt_len) - own,
+            least_own=own - spread,
+            most_own=own + spread,
+            new_tokens=lengths.new_tokens,
+        )
+
+
+def padded_requests(share: float) -> Iterator[Requests]:
+    """Yield as many requests as `helm_requests` does, as upstream runs them."""
+    for lengths, cell in _paper_seven():
+        yield Requests(
+            name=lengths.name,
+            count=_count(cell, share),
+            shared=0,
+            least_own=cell["prompt_len"],
+            most_own=cell["prompt_len"],
+            new_tokens=cell["new_tokens"],
+        )
+
+
+def _paper_seven() -> Iterator[tuple[RequestLengths, Mapping[str, Any]]]:
+    text = (scenarios_dir() / "paper_7.lengths.json").read_text()
+    lengths = Lengths.from_json(text, where="paper_7.lengths.json")
+    yield from zip(lengths, flexgen_paper()["helm"]["rows"], strict=True)
+
+
+def _count(cell: Mapping[str, Any], share: float) -> int:
+    return max(LEAST_REQUESTS, round(share * cell["num_requests"]))
+
+
+def ratios(rows: Sequence[GpuRow], hardware: Hardware) -> dict[str, float]:
+    """Return what the benchmark is about, as far as it was measured."""
+    found: dict[str, float] = {}
+    for model in dict.fromkeys(row.model for row in rows if row.stage == THROUGHPUT):
+        best = {
+            system: max(
+                (
+                    row.tokens_per_s
+                    for row in rows
+                    if (row.stage, row.model, row.system) == (THROUGHPUT, model, system)
+                    and row.tokens_per_s
+                ),
+                default=None,
+            )
+            for system in (OURS, *PEERS)
+        }
+        for peer in PEERS:
+            ours, theirs = best[OURS], best[peer]
+            if ours and theirs:
+                found[f"{model}_over_{peer}"] = ours / theirs
+    seconds = {
+        row.setting: row.prefill_s + row.decode_s
+        for row in rows
+        if row.stage == HELM and row.prefill_s is not None and row.decode_s is not None
+    }
+    if len(seconds) == 2:
+        found["helm_shared_over_padded"] = seconds["padded"] / seconds["shared prefixes"]
+    timed = [row for row in rows if row.system == OURS and row.tokens_per_s]
+    if timed:
+        taken = [row.reserved_bytes / row.cap_bytes for row in timed if row.reserved_bytes]
+        found["most_reserved_over_cap"] = max(taken, default=0)
+    rate = hardware.host_to_device_bytes_per_s
+    copied = [row.link_bytes_per_s for row in timed if row.link_bytes_per_s]
+    if rate and copied:
+        found["most_link_over_measured"] = max(copied) / rate
+    errors = [
+        abs(row.predicted_s / (row.prefill_s + row.decode_s) - 1)
+        for row in timed
+        if row.predicted_s and row.prefill_s is not None and row.decode_s is not None
+    ]
+    if errors:
+        found["worst_prediction_error"] = max(errors)
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def _with(row: GpuRow, outcome: Outcome) -> GpuRow:
+    seconds = outcome.prefill_s + outcome.decode_s
+    figures = {
+        **asdict(outcome),
+        "tokens_per_s": outcome.generated_tokens / seconds,
+        "link_bytes_per_s": outcome.link_bytes / seconds if outcome.link_bytes else None,
+    }
+    del figures["link_bytes"]
+    return GpuRow(**{**asdict(row), **figures})
+
+
+def _without(row: GpuRow, problem: str) -> GpuRow:
+    return GpuRow(**{**asdict(row), "problem": problem})
+
+
+def _mean(pairs: Sequence[tuple[int, int]]) -> int:
+    """Mean of values, weighted."""
+    return round(sum(value * weight for value, weight in pairs) / sum(w for _, w in pairs))

@@ -1,0 +1,156 @@
+"""The process of a trial of ours or of accelerate: reads it as JSON, prints a `gpu.Outcome`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flexgen_helm.bench.gpu import ACCELERATE, OURS, PILOT_TOKENS, Outcome, Requests, Trial
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+FIRST_TOKEN, VOCABULARY = 4, 250
+"""Of random prompts: all models have these."""
+
+TRIALS_OF_A_SCENARIO = 3
+"""Beginnings that prompts of a scenario share: HELM selects examples as often."""
+
+
+def main(request: str) -> None:
+    """Carry out what a request asks for."""
+    asked = json.loads(request)
+    wanted = [Requests(**requests) for requests in asked["trial"]["requests"]]
+    trial = Trial(**{**asked["trial"], "requests": wanted})
+    system = {OURS: _ours, ACCELERATE: _accelerate}[trial.system]
+    print(json.dumps(asdict(system(trial, asked))))
+
+
+def prompts(requests: Requests) -> Iterator[list[int]]:
+    """Yield prompts of random tokens, the same ones every time."""
+    random = np.random.default_rng(len(requests.name))
+    beginnings = random.integers(
+        FIRST_TOKEN, VOCABULARY, (TRIALS_OF_A_SCENARIO, requests.shared)
+    ).tolist()
+    lengths = np.linspace(requests.least_own, requests.most_own, requests.count).round().astype(int)
+    for index, length in enumerate(random.permutation(lengths)):
+        own = random.integers(FIRST_TOKEN, VOCABULARY, length).tolist()
+        yield [*beginnings[index % TRIALS_OF_A_SCENARIO], *own]
+
+
+def _ours(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
+    import torch
+
+    from flexgen_helm.runtime.engine import Engine
+    from flexgen_helm.specs.budget import MemoryBudget
+    from flexgen_helm.specs.hardware import Hardware
+    from flexgen_helm.specs.request import GenerationRequest, SamplingParams
+
+    requests = [
+        GenerationRequest(
+            prompt_token_ids=prompt, sampling=SamplingParams(max_tokens=wanted.new_tokens)
+        )
+        for wanted in trial.requests
+        for prompt in prompts(wanted)
+    ]
+    with Engine.from_pretrained(
+        asked["checkpoint"],
+        compression=trial.compression,
+        device=asked["device"],
+        budget=MemoryBudget(device=trial.cap_bytes),
+        offload_dir=asked["directory"],
+        hardware=Hardware.from_json(asked["hardware"], where="what was measured"),
+    ) as engine:
+        costs = [result.statistics for result in engine.generate(requests, progress=True)]
+        known = [
+            (cost.predicted_prefill_s, cost.predicted_decode_s)
+            for cost in costs
+            if cost.predicted_prefill_s is not None and cost.predicted_decode_s is not None
+        ]
+        allocated, reserved = _peaks(torch.device(asked["device"]))
+        return Outcome(
+            prefill_s=sum(cost.prefill_s for cost in costs),
+            decode_s=sum(cost.decode_s for cost in costs),
+            generated_tokens=sum(cost.num_generated_tokens for cost in costs),
+            allocated_bytes=allocated,
+            reserved_bytes=reserved,
+            link_bytes=engine.link_bytes,
+            link_wait_s=sum(cost.link_wait_s for cost in costs),
+            predicted_s=sum(map(sum, known)) if len(known) == len(costs) else None,
+            policy=str(engine.policy),
+        )
+
+
+def _accelerate(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
+    """Weights that do not fit the card in the host's memory; a few tokens, the rest alike."""
+    import torch
+    from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from flexgen_helm.runtime.device_cap import cap_device_memory
+
+    device = torch.device(asked["device"])
+    if device.type == "cuda":
+        cap_device_memory(device, trial.cap_bytes)
+    [requests] = trial.requests
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(asked["checkpoint"]), dtype=torch.float16
+        )
+    model.to_empty(device="cpu")
+    for tensor in model.state_dict().values():
+        tensor.fill_(0.01)
+    if device.type == "cuda":
+        # What prompts take while they pass, beside weights.
+        rest = trial.cap_bytes // 4
+        placed = infer_auto_device_map(
+            model,
+            max_memory={0: trial.cap_bytes - rest, "cpu": 1 << 60},
+            no_split_module_classes=["OPTDecoderLayer"],
+        )
+        model = dispatch_model(model, placed)
+    input_ids = torch.tensor([*prompts(requests)], device=device)
+    times = [perf_counter()]
+
+    def note_time(ids: Tensor, *_: object, **__: object) -> Tensor:
+        times.append(perf_counter())
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    tokens = min(PILOT_TOKENS, requests.new_tokens)
+    model.generate(
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        do_sample=False,
+        min_new_tokens=tokens,
+        max_new_tokens=tokens,
+        stopping_criteria=[note_time],
+    )
+    step_s = (times[-1] - times[1]) / max(1, tokens - 1)
+    allocated, reserved = _peaks(device)
+    return Outcome(
+        prefill_s=times[1] - times[0],
+        decode_s=step_s * (requests.new_tokens - 1),
+        generated_tokens=requests.count * requests.new_tokens,
+        allocated_bytes=allocated,
+        reserved_bytes=reserved,
+    )
+
+
+def _peaks(device: torch.device) -> Sequence[int]:
+    """Most bytes of the device that tensors took, and that were taken for them."""
+    import torch
+
+    if device.type != "cuda":
+        return 0, 0
+    return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

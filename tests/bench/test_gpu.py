@@ -1,0 +1,244 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from flexgen_helm.bench import gpu, gpu_process, upstream
+from flexgen_helm.bench.gpu import (
+    ACCELERATE,
+    HELM,
+    OURS,
+    THROUGHPUT,
+    UPSTREAM,
+    GpuRow,
+    Outcome,
+    Plan,
+    Requests,
+    Session,
+    Trial,
+    helm_requests,
+    padded_requests,
+    published_policies,
+    trials,
+)
+from flexgen_helm.bench.trial import Workload
+from flexgen_helm.cli.main import main
+from flexgen_helm.errors import CommandError
+from flexgen_helm.specs.catalog import EMBEDDED_CHECKPOINT
+from flexgen_helm.specs.shipped import typical_hardware
+
+HARDWARE = typical_hardware(unified=False)
+
+
+def plan(**changes):
+    return Plan(
+        **{
+            "stages": gpu.STAGES,
+            "models": ["6.7b", "30b"],
+            "peers": gpu.PEERS,
+            "compressions": ["w4", "w4-kv4"],
+            "workload": Workload(512, 32),
+            "batch": 256,
+            "helm_model": "30b",
+            "helm_share": 0.02,
+            "cap_bytes": 16 * 10**9,
+            "limit_s": 540.0,
+            **changes,
+        }
+    )
+
+
+def test_each_model_is_measured_with_ours_and_all_published_policies():
+    asked = [(t.stage, t.model, t.system, t.setting) for t in trials(plan())]
+    assert asked == [
+        (THROUGHPUT, "6.7b", OURS, "w4"),
+        (THROUGHPUT, "6.7b", OURS, "w4-kv4"),
+        (THROUGHPUT, "6.7b", UPSTREAM, "2x1 none"),
+        (THROUGHPUT, "6.7b", UPSTREAM, "72x1 w4-kv4"),
+        (THROUGHPUT, "6.7b", ACCELERATE, "weights on the host"),
+        (THROUGHPUT, "30b", OURS, "w4"),
+        (THROUGHPUT, "30b", OURS, "w4-kv4"),
+        (THROUGHPUT, "30b", UPSTREAM, "48x3 none"),
+        (THROUGHPUT, "30b", UPSTREAM, "64x8 kv4"),
+        (THROUGHPUT, "30b", ACCELERATE, "weights on the host"),
+        (HELM, "30b", OURS, "shared prefixes"),
+        (HELM, "30b", OURS, "padded"),
+    ]
+    assert not [*published_policies("13b", 512)]
+
+
+def test_policies_are_upstreams_options():
+    [plain, compressed] = published_policies("30b", 500)
+    assert plain.batch == 144
+    assert " ".join(plain.options) == (
+        "--gpu-batch-size 48 --num-gpu-batches 3 --percent 20 80 0 100 0 100 --cpu-cache-compute"
+    )
+    assert compressed.options[-1] == "--compress-cache"
+    asked = {
+        "model": "30b",
+        "requests": [{"most_own": 512, "new_tokens": 32}],
+        "options": plain.options,
+    }
+    options = upstream.options(asked, EMBEDDED_CHECKPOINT)
+    assert options[:4] == ["--model", "facebook/opt-30b", "--path", "_DUMMY_"]
+    assert options[options.index("--prompt-len") + 1] == "512"
+
+
+def test_sub_scenarios_have_the_lengths_and_beginnings_of_real_ones():
+    ours, padded = [*helm_requests(0.1)], [*padded_requests(0.1)]
+    assert [requests.count for requests in ours] == [29, 259, 86, 101, 158, 158, 157]
+    assert [requests.count for requests in ours] == [requests.count for requests in padded]
+    xsum = ours[-1]
+    assert (xsum.prompt_len, xsum.shared + xsum.most_own, xsum.new_tokens) == (1390, 1613, 64)
+    made = [*gpu_process.prompts(xsum)]
+    assert {len(prompt) for prompt in made} <= {*range(xsum.prompt_len - 230, 1614)}
+    assert sum(map(len, made)) / len(made) == pytest.approx(1390, abs=2)
+    assert len({tuple(prompt[: xsum.shared]) for prompt in made}) == 3
+    assert [requests.prompt_len for requests in padded] == [256, 256, 512, 512, 256, 256, 1984]
+    assert all(not requests.shared for requests in padded)
+
+
+def row(system, setting, seconds, *, stage=THROUGHPUT, tokens=100, **others):
+    return GpuRow(
+        stage=stage,
+        system=system,
+        setting=setting,
+        model="opt-30b",
+        requests=4,
+        prompt_len=8,
+        new_tokens=2,
+        cap_bytes=1000,
+        generated_tokens=tokens,
+        prefill_s=seconds / 2,
+        decode_s=seconds / 2,
+        tokens_per_s=tokens / seconds,
+        **others,
+    )
+
+
+def test_ratios_are_of_the_best_of_each():
+    rows = [
+        row(OURS, "w4", 2.0, reserved_bytes=900, predicted_s=1.5),
+        row(OURS, "w4-kv4", 1.0, reserved_bytes=500, link_bytes_per_s=5e9),
+        row(UPSTREAM, "one", 10.0),
+        row(UPSTREAM, "other", 5.0),
+        row(OURS, "shared prefixes", 3.0, stage=HELM),
+        row(OURS, "padded", 30.0, stage=HELM),
+    ]
+    rate = HARDWARE.host_to_device_bytes_per_s
+    assert gpu.ratios(rows, HARDWARE) == {
+        "opt-30b_over_flexgen": 5.0,
+        "helm_shared_over_padded": 10.0,
+        "most_reserved_over_cap": 0.9,
+        "most_link_over_measured": round(5e9 / rate, 3),
+        "worst_prediction_error": 0.25,
+    }
+    assert gpu.ratios([], HARDWARE) == {}
+
+
+REQUESTS = Requests(name="8/3", count=2, shared=4, least_own=3, most_own=5, new_tokens=3)
+
+
+def trial(system, **changes):
+    return Trial(
+        **{
+            "stage": THROUGHPUT,
+            "system": system,
+            "setting": "x",
+            "model": "125m",
+            "requests": [REQUESTS],
+            "cap_bytes": 4 * 10**9,
+            "compression": "w4-kv4",
+            **changes,
+        }
+    )
+
+
+@pytest.fixture
+def session(tmp_path):
+    def make(limit_s=300.0):
+        said = []
+        made = Session(
+            EMBEDDED_CHECKPOINT, tmp_path, device="cpu", limit_s=limit_s, announce=said.append
+        )
+        made.said = said
+        return made
+
+    return make
+
+
+def test_ours_and_accelerate_run_in_processes_of_their_own(session):
+    session = session()
+    hardware = typical_hardware(unified=True)
+    ours = session.run(trial(OURS), hardware)
+    assert (ours.model, ours.requests, ours.prompt_len) == ("opt-125m", 2, 8)
+    assert 2 <= ours.generated_tokens <= 6
+    assert ours.predicted_s > 0
+    assert ours.link_bytes_per_s is None, "one memory has no link"
+    assert "micro_batch_size=" in ours.policy
+    same_lengths = Requests(name="8/5", count=2, shared=0, least_own=8, most_own=8, new_tokens=5)
+    theirs = session.run(trial(ACCELERATE, requests=[same_lengths]), hardware)
+    assert theirs.generated_tokens == 10
+    assert theirs.tokens_per_s > 0
+    assert len([text for text in session.said if "token/s" in text]) == 2
+
+
+def test_what_fails_or_has_no_time_is_a_row_without_figures(session, monkeypatch):
+    failed = session().run(trial("nobody"), HARDWARE)
+    assert "status 1: the reason is in" in failed.problem
+    assert failed.tokens_per_s is None
+    assert session(limit_s=1.0).run(trial(OURS), HARDWARE).problem == "no time was left"
+    monkeypatch.setattr(gpu, "ENOUGH_S", 0.0)
+    late = session(limit_s=0.5).run(trial(OURS), HARDWARE)
+    assert late.problem == "did not end in time"
+
+
+def test_a_machine_that_is_not_measured_in_time_is_an_error(session):
+    with pytest.raises(CommandError, match="allow more with --minutes"):
+        session(limit_s=0.2).calibrate()
+
+
+def test_upstream_runs_with_our_cap_and_another_tokenizer(monkeypatch, capsys, tmp_path):
+    """Upstream's own program, stood in for by one that only looks at what it was given."""
+    given = {}
+
+    def run_flexgen(args):
+        made = flex_opt.AutoTokenizer.from_pretrained("facebook/opt-30b", padding_side="left")
+        given["ids"] = made(["Paris"], padding="max_length", max_length=args.prompt_len).input_ids
+        given["model"] = args.model
+        print("what upstream says")
+
+    def add_parser_arguments(parser):
+        for name in ("model", "path", "offload-dir", "log-file"):
+            parser.add_argument(f"--{name}")
+        parser.add_argument("--prompt-len", type=int)
+        parser.add_argument("--gen-len", type=int)
+
+    flex_opt = SimpleNamespace(run_flexgen=run_flexgen, add_parser_arguments=add_parser_arguments)
+    timer = SimpleNamespace(timers=lambda _: SimpleNamespace(costs=[2.0, 0.5, 0.5]))
+    for name, module in {
+        "flexgen": SimpleNamespace(flex_opt=flex_opt),
+        "flexgen.flex_opt": flex_opt,
+        "flexgen.timer": timer,
+    }.items():
+        monkeypatch.setitem(upstream.sys.modules, name, module)
+    capped = []
+    monkeypatch.setattr(
+        "flexgen_helm.runtime.device_cap.cap_device_memory", lambda *a: capped.append(a)
+    )
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda _: 7)
+    monkeypatch.setattr("torch.cuda.max_memory_reserved", lambda _: 8)
+    asked = json.dumps(
+        {"trial": gpu.asdict(trial(UPSTREAM)), "directory": str(tmp_path), "device": "cuda"}
+    )
+    upstream.main(asked)
+    outcome = Outcome(**json.loads(capsys.readouterr().out))
+    assert (outcome.prefill_s, outcome.decode_s, outcome.generated_tokens) == (2.0, 1.0, 6)
+    assert (outcome.allocated_bytes, outcome.reserved_bytes) == (7, 8)
+    assert [limit for _, limit in capped] == [4 * 10**9]
+    assert given == {"ids": [[100] * 5], "model": "facebook/opt-125m"}
+
+
+def test_without_a_gpu_the_command_says_what_to_do(capsys):
+    assert main(["bench", "gpu", "--peers"]) == 2
+    assert "finds no GPU here" in capsys.readouterr().err

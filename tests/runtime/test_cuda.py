@@ -1,0 +1,138 @@
+"""What can only be seen on a GPU; the tests of everything else that CUDA runs are beside the code.
+
+Without one these are skipped, and listed by name at the end.
+"""
+
+import pytest
+import torch
+
+from flexgen_helm import Engine, GenerationRequest, MemoryBudget, Policy, SamplingParams
+from flexgen_helm.offload.link import CudaLink, Lane
+from flexgen_helm.offload.waiting import Waiting
+from flexgen_helm.runtime.device_cap import cap_device_memory
+from tests.conftest import NEEDS_GPU
+from tests.runtime.test_offloading import PLACEMENTS, POLICIES, assert_equal, requests, run
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=NEEDS_GPU)
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="module", params=["none", "w4-kv4"])
+def label(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def on_device(label, checkpoint):
+    return run(checkpoint, label, Policy(), device="cuda")
+
+
+@on_gpu
+def test_tokens_are_those_of_the_cpu(checkpoint):
+    assert_equal(
+        run(checkpoint, "none", Policy(), device="cuda"),
+        run(checkpoint, "none", Policy(), device="cpu"),
+    )
+
+
+@on_gpu
+@pytest.mark.parametrize("policy", POLICIES, ids=range(len(POLICIES)))
+def test_every_policy_gives_the_same_tokens(checkpoint, label, on_device, policy, tmp_path_factory):
+    offload_dir = tmp_path_factory.getbasetemp() / "stores"
+    results = run(checkpoint, label, policy, device="cuda", offload_dir=offload_dir)
+    assert_equal(results, on_device)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_transformers_chooses_the_same_tokens(checkpoint, dtype):
+    """In a 16-bit dtype until the first tie: a handful of tokens of each, most to the end."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).to(CUDA)
+    prompts = [[2, *range(5, 5 + length)] for length in (3, 17, 60)]
+    sampling = SamplingParams(max_tokens=12)
+    with Engine.from_pretrained(checkpoint, dtype=dtype, device="cuda") as engine:
+        results = engine.generate(
+            [GenerationRequest(prompt_token_ids=p, sampling=sampling) for p in prompts]
+        )
+    agreed = 0
+    for prompt, result in zip(prompts, results, strict=True):
+        ids = torch.tensor([prompt], device=CUDA)
+        made = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12
+        )
+        expected, actual = made[0, len(prompt) :].tolist(), result.completions[0].token_ids
+        same = [x == y for x, y in zip(expected, actual, strict=False)]
+        assert same[0]
+        agreed += all(same)
+    assert agreed >= 2
+
+
+@on_gpu
+def test_more_than_the_cap_is_refused():
+    try:
+        cap_device_memory(CUDA, 256 << 20)
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(512 << 20, dtype=torch.uint8, device=CUDA)
+    finally:
+        cap_device_memory(CUDA, torch.cuda.get_device_properties(CUDA).total_memory)
+
+
+@on_gpu
+def test_a_budget_is_never_exceeded(checkpoint, tmp_path):
+    torch.cuda.reset_peak_memory_stats(CUDA)
+    before = torch.cuda.memory_allocated(CUDA)
+    budget = MemoryBudget(device="150MB", host="1GB")
+    with Engine.from_pretrained(
+        checkpoint, device="cuda", dtype="float32", budget=budget, offload_dir=tmp_path
+    ) as engine:
+        engine.generate(requests())
+    assert torch.cuda.max_memory_allocated(CUDA) - before <= 150 * 10**6
+
+
+@on_gpu
+@pytest.mark.parametrize("placement", ["host", "all tiers"])
+def test_no_step_waits_for_the_device(checkpoint, placement, tmp_path, monkeypatch):
+    """Between fetching the embeddings and the end of a pass, nothing asks CUDA to wait."""
+    from flexgen_helm.runtime import executor
+
+    class Watched(executor.ModelPass):
+        def run(self, blocks):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return super().run(blocks)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(executor, "ModelPass", Watched)
+    policy = Policy(weights=PLACEMENTS[placement], cache=PLACEMENTS["host"])
+    run(checkpoint, "none", policy, device="cuda", offload_dir=tmp_path)
+
+
+@on_gpu
+def test_copies_of_a_link():
+    waiting = Waiting()
+    link = CudaLink(CUDA, waiting)
+    source = link.buffer(1 << 20)
+    source.random_()
+    up = link.up(source, Lane.CACHE)
+    back = link.down(up.use() + 1).wait()
+    assert torch.equal(back, source + 1)
+    target = torch.zeros(1 << 20, dtype=torch.uint8, device=CUDA)
+    assert torch.equal(link.fill(target, source, link.mark()).use().cpu(), source)
+    torch.cuda.synchronize()
+    link.settle()
+    assert waiting.so_far.link_s >= 0
+    assert sum(link.copied.values()) == 3 << 20
+    link.close()
+
+
+def test_a_cap_is_a_part_of_the_card(monkeypatch):
+    said = []
+    card = type("Card", (), {"total_memory": 80 * 10**9})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *a: said.append(a))
+    cap_device_memory(CUDA, 16 * 10**9)
+    cap_device_memory(CUDA, 100 * 10**9)
+    assert said == [(0.2, CUDA), (1.0, CUDA)]
