@@ -20,22 +20,22 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from flexgen_helm.bench.gpu_workloads import (
+    Requests,
+    helm_requests,
+    padded_requests,
+    published_policies,
+)
 from flexgen_helm.bench.report import Cell, Report, Row
 from flexgen_helm.bench.trial import Bench, Workload, ask
 from flexgen_helm.errors import CommandError
 from flexgen_helm.specs.hardware import Hardware
-from flexgen_helm.specs.shipped import flexgen_paper, scenarios_dir
-from flexgen_helm.specs.workload import RequestLengths
-from flexgen_helm.specs.workload import Workload as Lengths
 from flexgen_helm.units import format_bytes
 
 OURS, UPSTREAM, ACCELERATE = "flexgen_helm", "flexgen", "accelerate"
 PEERS = (UPSTREAM, ACCELERATE)
 THROUGHPUT, HELM = "throughput", "helm"
 STAGES = (THROUGHPUT, HELM)
-
-LEAST_REQUESTS = 4
-"""Of a sub-scenario, however few are wanted."""
 
 PILOT_TOKENS = 4
 """New tokens that accelerate is timed with: each takes as long as the one before."""
@@ -45,27 +45,6 @@ ENOUGH_S = 10.0
 """With less time left, nothing is begun."""
 
 Announce = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Requests:
-    """Prompts of random tokens: some with a beginning in common, all with an end of their own."""
-
-    name: str
-    count: int
-    shared: int
-    """Tokens in common."""
-
-    least_own: int
-    most_own: int
-    """Tokens of their own, of lengths spread evenly in between."""
-
-    new_tokens: int
-
-    @property
-    def prompt_len(self) -> int:
-        """Mean tokens of a prompt."""
-        return self.shared + (self.least_own + self.most_own) // 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +132,6 @@ class Plan:
     """Part of the paper's requests of each sub-scenario."""
 
     cap_bytes: int
-    limit_s: float
-    """Time in all."""
 
 
 class Session:
@@ -195,8 +172,7 @@ class Session:
             name="rates",
             limit_s=self.left_s,
         )
-        if answer is None:
-            raise CommandError("the machine was not measured in time: allow more with --minutes")
+        assert answer is not None, "nothing limits its memory"
         return Hardware.from_json(json.dumps(answer), where="what was measured")
 
     def run(self, trial: Trial, hardware: Hardware) -> GpuRow:
@@ -237,7 +213,7 @@ class Session:
             self._announce(f"{about}: {error}")
             return _without(row, str(error))
         if answer is None:
-            return _without(row, "did not end in time")
+            return _without(row, "was killed for want of memory")
         row = _with(row, Outcome(**answer))
         self._announce(f"{about}: {row.tokens_per_s:.2f} token/s")
         return row
@@ -257,7 +233,8 @@ def run_gpu_benchmark(plan: Plan, session: Session, conditions: Mapping[str, Cel
         CommandError: the machine could not be measured.
     """
     hardware = session.calibrate()
-    rows = [session.run(trial, hardware) for trial in trials(plan)]
+    asked = trials(plan, host_bytes=hardware.host_bytes)
+    rows = [session.run(trial, hardware) for trial in asked]
     rates: Row = {
         "product_flop_per_s": hardware.product_flop_per_s.most,
         "host_to_device_bytes_per_s": hardware.host_to_device_bytes_per_s,
@@ -271,19 +248,40 @@ def run_gpu_benchmark(plan: Plan, session: Session, conditions: Mapping[str, Cel
             "card": hardware.conditions.get("device", ""),
             "cap": format_bytes(plan.cap_bytes),
             "requests": "random tokens, greedy",
+            "flexgen": "policies as published, with as many batches as the host has memory for",
             "throughput": "generated tokens over prefill and decode time, without loading",
             "accelerate": f"{ACCELERATE_BATCH} requests, {PILOT_TOKENS} tokens timed, the rest at"
             " the speed of the last",
         },
-        rows=[rates, *map(asdict, rows)],
+        rows=[rates, *map(asdict, rows), *map(_in_short, rows)],
     )
 
 
-def trials(plan: Plan) -> Iterator[Trial]:
-    """Yield what a plan measures: of each model first ours, then what it is compared with."""
+def _in_short(row: GpuRow) -> Row:
+    """Return what one wants to see last."""
+    seconds = None if row.prefill_s is None else row.prefill_s + (row.decode_s or 0)
+    return {
+        "stage": row.stage,
+        "model": row.model,
+        "system": row.system,
+        "setting": row.setting,
+        "tokens_per_s": row.tokens_per_s,
+        "seconds": seconds,
+        "reserved_bytes": row.reserved_bytes,
+        "problem": row.problem or None,
+    }
+
+
+def trials(plan: Plan, *, host_bytes: int) -> Iterator[Trial]:
+    """Yield what a plan measures: of each model first ours, then what it is compared with.
+
+    Args:
+        plan: what is wanted.
+        host_bytes: memory of the host, in which upstream has its cache.
+    """
     if THROUGHPUT in plan.stages:
         for model in plan.models:
-            yield from _throughput_trials(plan, model)
+            yield from _throughput_trials(plan, model, host_bytes)
     if HELM in plan.stages:
         for setting, requests in (
             ("shared prefixes", [*helm_requests(plan.helm_share)]),
@@ -300,7 +298,7 @@ def trials(plan: Plan) -> Iterator[Trial]:
             )
 
 
-def _throughput_trials(plan: Plan, model: str) -> Iterator[Trial]:
+def _throughput_trials(plan: Plan, model: str, host_bytes: int) -> Iterator[Trial]:
     def trial(system: str, setting: str, batch: int, **others: Any) -> Trial:
         requests = Requests(
             name=str(plan.workload),
@@ -323,84 +321,10 @@ def _throughput_trials(plan: Plan, model: str) -> Iterator[Trial]:
     for label in plan.compressions:
         yield trial(OURS, label, plan.batch, compression=label)
     if UPSTREAM in plan.peers:
-        for policy in published_policies(model, plan.workload.prompt_len):
+        for policy in published_policies(model, plan.workload, host_bytes=host_bytes):
             yield trial(UPSTREAM, policy.name, policy.batch, options=policy.options)
     if ACCELERATE in plan.peers:
         yield trial(ACCELERATE, "weights on the host", ACCELERATE_BATCH)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedPolicy:
-    """A policy of upstream's benchmark suite."""
-
-    name: str
-    batch: int
-    options: Sequence[str]
-
-
-def published_policies(model: str, prompt_len: int) -> Iterator[PublishedPolicy]:
-    """Yield upstream's policies for a model and a length, or for the length they are nearest to."""
-    cells = [c for c in flexgen_paper()["throughput"] if c["model"] == f"facebook/opt-{model}"]
-    if not cells:
-        return
-    nearest = min(abs(cell["prompt_len"] - prompt_len) for cell in cells)
-    for cell in cells:
-        if abs(cell["prompt_len"] - prompt_len) > nearest:
-            continue
-        policy = cell["policy"]
-        size, count = policy["micro_batch_size"], policy["num_micro_batches"]
-        percent = [
-            str(round(100 * policy[placed][tier]))
-            for placed in ("weights", "cache", "activations")
-            for tier in ("device", "host")
-        ]
-        options = ["--gpu-batch-size", str(size), "--num-gpu-batches", str(count)]
-        options += ["--percent", *percent]
-        if policy["attention"] == "host":
-            options.append("--cpu-cache-compute")
-        bits = cell["compression"].split("-")
-        options += ["--compress-weight"] * ("w4" in bits) + ["--compress-cache"] * ("kv4" in bits)
-        yield PublishedPolicy(
-            name=f"{size}x{count} {cell['compression']}", batch=size * count, options=options
-        )
-
-
-def helm_requests(share: float) -> Iterator[Requests]:
-    """Yield the seven sub-scenarios as their prompts are, each with a part of its requests."""
-    for lengths, cell in _paper_seven():
-        own = max(1, round(lengths.own_len))
-        spread = min(own - 1, lengths.max_prompt_len - round(lengths.prompt_len))
-        yield Requests(
-            name=lengths.name,
-            count=_count(cell, share),
-            shared=round(lengths.prompt_len) - own,
-            least_own=own - spread,
-            most_own=own + spread,
-            new_tokens=lengths.new_tokens,
-        )
-
-
-def padded_requests(share: float) -> Iterator[Requests]:
-    """Yield as many requests as `helm_requests` does, as upstream runs them."""
-    for lengths, cell in _paper_seven():
-        yield Requests(
-            name=lengths.name,
-            count=_count(cell, share),
-            shared=0,
-            least_own=cell["prompt_len"],
-            most_own=cell["prompt_len"],
-            new_tokens=cell["new_tokens"],
-        )
-
-
-def _paper_seven() -> Iterator[tuple[RequestLengths, Mapping[str, Any]]]:
-    text = (scenarios_dir() / "paper_7.lengths.json").read_text()
-    lengths = Lengths.from_json(text, where="paper_7.lengths.json")
-    yield from zip(lengths, flexgen_paper()["helm"]["rows"], strict=True)
-
-
-def _count(cell: Mapping[str, Any], share: float) -> int:
-    return max(LEAST_REQUESTS, round(share * cell["num_requests"]))
 
 
 def ratios(rows: Sequence[GpuRow], hardware: Hardware) -> dict[str, float]:
@@ -429,7 +353,7 @@ def ratios(rows: Sequence[GpuRow], hardware: Hardware) -> dict[str, float]:
         if row.stage == HELM and row.prefill_s is not None and row.decode_s is not None
     }
     if len(seconds) == 2:
-        found["helm_shared_over_padded"] = seconds["padded"] / seconds["shared prefixes"]
+        found["helm_over_padded"] = seconds["padded"] / seconds["shared prefixes"]
     timed = [row for row in rows if row.system == OURS and row.tokens_per_s]
     if timed:
         taken = [row.reserved_bytes / row.cap_bytes for row in timed if row.reserved_bytes]

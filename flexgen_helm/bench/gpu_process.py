@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 
-from flexgen_helm.bench.gpu import ACCELERATE, OURS, PILOT_TOKENS, Outcome, Requests, Trial
+from flexgen_helm.bench.gpu import ACCELERATE, OURS, PILOT_TOKENS, Outcome, Trial
+from flexgen_helm.bench.gpu_workloads import Requests
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from flexgen_helm.specs.policy import Policy
+    from flexgen_helm.specs.request import GenerationRequest
+
 FIRST_TOKEN, VOCABULARY = 4, 250
 """Of random prompts: all models have these."""
+
+WARM_REQUESTS, WARM_TOKENS = 4, 3
 
 TRIALS_OF_A_SCENARIO = 3
 """Beginnings that prompts of a scenario share: HELM selects examples as often."""
@@ -35,7 +42,7 @@ def main(request: str) -> None:
 
 def prompts(requests: Requests) -> Iterator[list[int]]:
     """Yield prompts of random tokens, the same ones every time."""
-    random = np.random.default_rng(len(requests.name))
+    random = np.random.default_rng(crc32(requests.name.encode()))
     beginnings = random.integers(
         FIRST_TOKEN, VOCABULARY, (TRIALS_OF_A_SCENARIO, requests.shared)
     ).tolist()
@@ -46,8 +53,8 @@ def prompts(requests: Requests) -> Iterator[list[int]]:
 
 
 def _ours(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
-    import torch
 
+    from flexgen_helm.model.dtypes import device_of
     from flexgen_helm.runtime.engine import Engine
     from flexgen_helm.specs.budget import MemoryBudget
     from flexgen_helm.specs.hardware import Hardware
@@ -68,13 +75,15 @@ def _ours(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
         offload_dir=asked["directory"],
         hardware=Hardware.from_json(asked["hardware"], where="what was measured"),
     ) as engine:
+        engine.prepare(requests)
+        engine.generate(_warm_up(requests))
         costs = [result.statistics for result in engine.generate(requests, progress=True)]
         known = [
             (cost.predicted_prefill_s, cost.predicted_decode_s)
             for cost in costs
             if cost.predicted_prefill_s is not None and cost.predicted_decode_s is not None
         ]
-        allocated, reserved = _peaks(torch.device(asked["device"]))
+        allocated, reserved = _peaks(device_of(asked["device"]))
         return Outcome(
             prefill_s=sum(cost.prefill_s for cost in costs),
             decode_s=sum(cost.decode_s for cost in costs),
@@ -84,8 +93,30 @@ def _ours(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
             link_bytes=engine.link_bytes,
             link_wait_s=sum(cost.link_wait_s for cost in costs),
             predicted_s=sum(map(sum, known)) if len(known) == len(costs) else None,
-            policy=str(engine.policy),
+            policy=_brief(engine.policy),
         )
+
+
+def _warm_up(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
+    """Return a few of the requests, short: kernels are compiled and libraries loaded with them."""
+    from flexgen_helm.specs.request import SamplingParams
+
+    few = SamplingParams(max_tokens=WARM_TOKENS)
+    return [replace(request, sampling=few) for request in requests[:WARM_REQUESTS]]
+
+
+def _brief(policy: Policy) -> str:
+    """Return the shape of blocks, and percent on device, host and disk."""
+    placed = {
+        "weights": policy.weights, "cache": policy.cache, "activations": policy.activations
+    }  # fmt: skip
+    percent = [
+        f"{name} {100 * x.device:.0f}/{100 * x.host:.0f}/{100 * x.disk:.0f}"
+        for name, x in placed.items()
+    ]
+    shape = f"{policy.micro_batch_size}x{policy.num_micro_batches}"
+    tokens = f"{policy.micro_batch_tokens} tokens"
+    return ", ".join([shape, tokens, *percent, f"attention on {policy.attention}"])
 
 
 def _accelerate(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
@@ -94,11 +125,11 @@ def _accelerate(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
     from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from flexgen_helm.model.dtypes import device_of
     from flexgen_helm.runtime.device_cap import cap_device_memory
 
-    device = torch.device(asked["device"])
-    if device.type == "cuda":
-        cap_device_memory(device, trial.cap_bytes)
+    device = device_of(asked["device"])
+    cap_device_memory(device, trial.cap_bytes)
     [requests] = trial.requests
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(
@@ -120,6 +151,8 @@ def _accelerate(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
     times = [perf_counter()]
 
     def note_time(ids: Tensor, *_: object, **__: object) -> Tensor:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         times.append(perf_counter())
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 

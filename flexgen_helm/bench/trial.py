@@ -162,7 +162,7 @@ def ask(
         `None` if it was killed.
 
     Raises:
-        CommandError: it failed.
+        CommandError: it failed, or took too long.
     """
     log = bench.directory / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -176,8 +176,11 @@ def ask(
                 timeout=limit_s,
                 check=False,
             )
-        except subprocess.TimeoutExpired:
-            return None
+        except subprocess.TimeoutExpired as error:
+            raise CommandError(
+                f"{module} did not end in {limit_s:.0f} s: allow it more time; what it said is in"
+                f" {log}"
+            ) from error
     if done.returncode == -signal.SIGKILL:
         return None
     if done.returncode != 0:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -56,10 +58,11 @@ def main(request: str) -> None:
     from flexgen import flex_opt
     from flexgen.timer import timers
 
+    from flexgen_helm.model.dtypes import device_of
     from flexgen_helm.runtime.device_cap import cap_device_memory
 
     asked = json.loads(request)
-    trial, device = asked["trial"], torch.device(asked["device"])
+    trial, device = asked["trial"], device_of(asked["device"])
     cap_device_memory(device, trial["cap_bytes"])
     flex_opt.AutoTokenizer = AnyTokenizer
     parser = argparse.ArgumentParser()
@@ -81,4 +84,9 @@ def main(request: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except BaseException:
+        # Upstream's threads would keep the process alive.
+        traceback.print_exc()
+        os._exit(1)

@@ -335,13 +335,12 @@ def run_bench_gpu(args: argparse.Namespace) -> int:
         helm_model=args.helm_model,
         helm_share=args.helm_share,
         cap_bytes=args.device_memory,
-        limit_s=60 * args.minutes,
     )
     session = gpu.Session(
         EMBEDDED_CHECKPOINT,
         args.work_dir.absolute() / "gpu",
         device=args.device,
-        limit_s=plan.limit_s,
+        limit_s=60 * args.minutes,
         announce=lambda text: print(text, file=sys.stderr, flush=True),
     )
     conditions = {

@@ -149,7 +149,10 @@ def _weigh(scores: Callable[[], Tensor], own: Tensor | None = None) -> _Weights:
         scores: computes them, to be overwritten.
         own: score of one more key, float32.
     """
-    if (first := scores()).is_cpu:  # elsewhere a look at the result means waiting for it
+    first = scores()
+    # Elsewhere a look at the result means waiting for it, and float16 cannot hold what is harmless
+    # in other dtypes.
+    if first.is_cpu and first.dtype != torch.float16:
         weights = _exponentials(first, own)
         least, most = weights.total.aminmax()
         if least > SAFE_TOTALS[0] and most < SAFE_TOTALS[1]:

@@ -10,18 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from flexgen_helm.offload.link import Link
 from flexgen_helm.offload.spill import Spill, TensorLayout
+from flexgen_helm.offload.weights import Decompressor
 from flexgen_helm.quant import kernels
 from flexgen_helm.quant.quantize import dequantize, quantize
 from flexgen_helm.quant.tensor import QuantizedTensor
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.placement import Placement, Tier, place_evenly
+
+HOST = torch.device("cpu")
 
 Rows = Tensor | QuantizedTensor
 """Keys or values of some positions as stored: plain or compressed."""
@@ -121,8 +125,8 @@ class CacheFormat:
         return self.tiers[layer] if self.tiers else (Tier.DEVICE, Tier.DEVICE)
 
     def memory_of(self, tier: Tier) -> torch.device:
-        """Return the device whose memory a tier is, or is read into."""
-        return self.device if tier is Tier.DEVICE else torch.device("cpu")
+        """Return the device whose memory a tier is."""
+        return self.device if tier is Tier.DEVICE else HOST
 
     def layout(self, num_slots: int, capacity: int) -> list[TensorLayout]:
         """Return what tensors hold the positions of slots side by side."""
@@ -168,9 +172,23 @@ class CacheFormat:
             zeros = [torch.zeros_like(part[0])] * (tensor.shape[dim] - len(records))
             torch.stack([*part, *zeros], dim, out=tensor)
 
+    def both_by_head(self, keys: Rows, values: Rows) -> tuple[Tensor, Tensor]:
+        """Do what `by_head` does, for keys and values in memory that is used again and again.
+
+        What was returned before is not valid any more.
+        """
+        plain = self._decompressor.decompress({"keys": keys, "values": values})
+        return self._by_head(plain["keys"]), self._by_head(plain["values"])
+
+    @cached_property
+    def _decompressor(self) -> Decompressor:
+        return Decompressor(self.dtype)
+
     def by_head(self, rows: Rows) -> Tensor:
         """Return [b, h, t, d] in the compute dtype, of what `rows` returns."""
-        plain = self.decompress(rows)
+        return self._by_head(self.decompress(rows))
+
+    def _by_head(self, plain: Tensor) -> Tensor:
         if self.compressed:
             plain = plain.unflatten(2, (self.spec.num_heads, self.spec.head_size))
         return plain.transpose(1, 2)
@@ -184,8 +202,8 @@ def tensors_of(rows: Rows) -> tuple[Tensor, ...]:
 def move(rows: Rows, device: torch.device) -> Rows:
     """Bring stored rows to a device."""
     if isinstance(rows, QuantizedTensor):
-        return rows.map(lambda x: x.to(device, non_blocking=True))
-    return rows.to(device, non_blocking=True)
+        return rows.map(lambda x: x.to(device))
+    return rows.to(device)
 
 
 def place_cache(num_layers: int, placement: Placement) -> list[KeysValuesTiers]:

@@ -17,6 +17,13 @@ def resolve_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def device_of(name: str) -> torch.device:
+    """Return a device by name; a GPU with its index, as without it is taken for another one."""
+    if name == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(name)
+
+
 def resolve_dtype(dtype: str, device: str = "auto") -> str:
     """Turn ``auto`` into the name of the dtype the device is fast in.
 

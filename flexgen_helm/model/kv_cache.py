@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from flexgen_helm.model.cache_format import CacheFormat, Rows, move
+from flexgen_helm.model.cache_format import HOST, CacheFormat, Rows, move
 from flexgen_helm.model.rooms import DiskRoom, Room, RoomSize, make_room
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.link import Lane, Link, Transit
@@ -131,14 +131,17 @@ class _OnHost:
     """In the host's memory, for a device with memory of its own."""
 
     def __init__(self, tensors: Sequence[Tensor], link: Link) -> None:
-        self.num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        self._link = link
-        self._stored = [link.down(tensor) for tensor in tensors]
+        layout = RecordLayout.of(tensors)
+        self.num_bytes = layout.num_bytes
+        places = layout.views(link.buffer(layout.num_bytes))
+        self._stored = [
+            link.down(tensor, into=place) for tensor, place in zip(tensors, places, strict=True)
+        ]
         self._ahead: list[Transit] = []
 
     def begin_read(self) -> int:
         if not self._ahead:
-            self._ahead = [self._link.up(copy.wait(), Lane.CACHE) for copy in self._stored]
+            self._ahead = [copy.back(Lane.CACHE) for copy in self._stored]
         return self.num_bytes
 
     def read(self) -> Sequence[Tensor]:
@@ -170,9 +173,6 @@ class _OnDisk:
             return [copy.use() for copy in copies]
 
 
-_CPU = torch.device("cpu")
-
-
 class CachePart(NamedTuple):
     """Keys and values of positions of each slot of a pool, both [b, h, t, d]."""
 
@@ -200,12 +200,13 @@ class CachePool:
         self.num_slots = num_slots
         self.capacity = size.capacity
         self._layers = [
-            [
-                make_room(cache_format, tier, num_slots, size)
-                for tier in cache_format.tiers_of(layer)
-            ]
-            for layer in range(cache_format.spec.num_layers)
+            self._make_rooms(layer, size) for layer in range(cache_format.spec.num_layers)
         ]
+
+    def _make_rooms(self, layer: int, size: RoomSize) -> list[Room]:
+        """Rooms for keys and values."""
+        tiers = self._format.tiers_of(layer)
+        return [make_room(self._format, tier, self.num_slots, size) for tier in tiers]
 
     def write(self, layer: int, cells: RowCells, new: KeysValues, *, on_host: bool = False) -> None:
         """Store those of the rows [n, e] that have a cell here, of the device or of the host."""
@@ -239,15 +240,15 @@ class CachePool:
                     for of_keys, of_values in zip(key_parts, value_parts, strict=True)
                 ]
         else:
-            with self.read_stored(layer, on_host=on_host) as (all_keys, all_values):
-                yield [self._part(all_keys, all_values, self.capacity)]
+            with self.read_stored(layer, on_host=on_host) as stored:
+                yield [CachePart(*self._format.both_by_head(*stored), self.capacity)]
 
     @contextmanager
     def read_stored(self, layer: int, *, on_host: bool = False) -> Iterator[tuple[Rows, Rows]]:
         """Lend keys and values of a layer as they are stored; see `read`."""
         keys, values = self._rooms(layer, on_host=on_host)
         with keys.read() as all_keys, values.read() as all_values:
-            where = _CPU if on_host else self._format.device
+            where = HOST if on_host else self._format.device
             yield move(all_keys, where), move(all_values, where)
 
     @contextmanager
@@ -255,7 +256,7 @@ class CachePool:
         """Lend the keys at all positions of all slots [b, h, t, d]; t is the capacity."""
         keys, _ = self._rooms(layer, on_host=on_host)
         with keys.read() as rows:
-            yield self._format.by_head(move(rows, _CPU if on_host else self._format.device))
+            yield self._format.by_head(move(rows, HOST if on_host else self._format.device))
 
     def values_at(self, layer: int, positions: Tensor) -> Tensor:
         """Return the values at some positions of each slot, [b, h, k] -> [b, h, k, d].
@@ -297,11 +298,14 @@ class CachePool:
             lengths: of each pool, positions written at most.
             size: of the new pool.
         """
-        first = pieces[0][0]
-        num_slots = sum(len(slots) for _, slots in pieces)
-        gathered = cls(first._format, num_slots, size)
-        for layer, both in enumerate(gathered._layers):
-            for which, room in enumerate(both):
+        gathered = cls.__new__(cls)  # its rooms are made as those of the others are given back
+        gathered._format = pieces[0][0]._format
+        gathered.num_slots = sum(len(slots) for _, slots in pieces)
+        gathered.capacity = size.capacity
+        gathered._layers = []
+        for layer in range(gathered._format.spec.num_layers):
+            gathered._layers.append(gathered._make_rooms(layer, size))
+            for which, room in enumerate(gathered._layers[layer]):
                 start = 0
                 for (pool, slots), length in zip(pieces, lengths, strict=True):
                     with pool._layers[layer][which].stored.read() as source:

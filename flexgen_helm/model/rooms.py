@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from flexgen_helm.model.cache_format import CacheFormat, Rows, tensors_of
+from flexgen_helm.model.cache_format import HOST, CacheFormat, Rows, tensors_of
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.link import Lane, Link, Transit
 from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion, TensorLayout
@@ -158,9 +158,9 @@ class DiskRoom:
 
     def store(self, cells: RowCells, tensors: Sequence[Tensor]) -> None:
         if self._region is None:
-            _store(self._prefill(), cells.on(_CPU), tensors)
+            _store(self._prefill(), cells.on(HOST), tensors)
         else:
-            self._append(self._region, cells.on(_CPU), tensors)
+            self._append(self._region, cells.on(HOST), tensors)
 
     def copy(self, start: int, source: Rows, slots: Tensor, length: int) -> None:
         _copy(self._prefill(), start, source, slots, length)
@@ -263,7 +263,8 @@ class LinkedRoom:
     @property
     def stored(self) -> MemoryRoom | DiskRoom:
         if self._ahead is not None:  # in vain, and it reads the room
-            self._ahead.result()
+            for copy in self._ahead.result():
+                copy.wait()
             self._ahead = None
         while self._unfinished:
             self._unfinished.pop(0).result()
@@ -274,7 +275,7 @@ class LinkedRoom:
 
     def store(self, cells: RowCells, tensors: Sequence[Tensor]) -> None:
         assert self._ahead is None, "what is on its way is not all there is"
-        copies, there = [self._link.down(tensor) for tensor in tensors], cells.on(_CPU)
+        copies, there = [self._link.down(tensor) for tensor in tensors], cells.on(HOST)
         self._store_beside(lambda: self._room.store(there, [copy.wait() for copy in copies]))
 
     def copy(self, start: int, source: Rows, slots: Tensor, length: int) -> None:
@@ -290,7 +291,8 @@ class LinkedRoom:
     @contextmanager
     def read(self) -> Iterator[Rows]:
         ahead, self._ahead = self._ahead or self._begin(), None
-        with self._link.waiting.for_disk():
+        on_disk = isinstance(self._room, DiskRoom)
+        with self._link.waiting.for_disk() if on_disk else nullcontext():
             copies = ahead.result()
         yield self._format.rows([copy.use() for copy in copies])
 
@@ -313,9 +315,6 @@ class LinkedRoom:
 
     def _store_beside(self, work: Callable[[], None]) -> None:
         self._unfinished.append(self._link.beside(Lane.STORE, work))
-
-
-_CPU = torch.device("cpu")
 
 
 def make_room(cache_format: CacheFormat, tier: Tier, num_slots: int, size: RoomSize) -> Room:

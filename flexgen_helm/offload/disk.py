@@ -26,6 +26,10 @@ REQUEST_BYTES = 8 << 20
 REQUESTS_IN_FLIGHT = 4
 
 
+PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+"""Memory of this process alone; what could be shared has no large pages, as a rule."""
+
+
 def aligned_down(offset: int) -> int:
     """Return the last multiple of `ALIGNMENT` up to an offset."""
     return offset // ALIGNMENT * ALIGNMENT
@@ -39,12 +43,15 @@ def aligned_up(offset: int) -> int:
 def aligned_buffer(num_bytes: int) -> Tensor:
     """Return memory for direct reads, uint8, of at least so many bytes."""
     # Anonymous pages begin at multiples of the page size, which `ALIGNMENT` divides.
-    memory = mmap.mmap(-1, max(aligned_up(num_bytes), ALIGNMENT))
-    if hasattr(
-        mmap, "MADV_HUGEPAGE"
-    ):  # to provide and to pin small pages takes longer than to read
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    memory = mmap.mmap(-1, max(aligned_up(num_bytes), ALIGNMENT), **PRIVATE)
+    with_large_pages(memory)
     return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def with_large_pages(memory: mmap.mmap) -> None:
+    """Ask for large pages: to provide and to pin small ones takes longer than to read."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
 
 
 class DiskReader:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.errors import BudgetError
-from flexgen_helm.offload.disk import aligned_up
+from flexgen_helm.offload.disk import PRIVATE, aligned_up, with_large_pages
 from flexgen_helm.offload.part_file import ALIGNMENT
 from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.specs.chunks import LOADS_IN_FLIGHT
@@ -40,6 +40,10 @@ class Lane(Enum):
 class Mark(Protocol):
     """A point in what the device has been given to compute."""
 
+    def wait(self) -> None:
+        """Wait until the device has come to it."""
+        ...
+
 
 class Transit(Protocol):
     """A tensor on its way."""
@@ -50,6 +54,10 @@ class Transit(Protocol):
 
     def wait(self) -> Tensor:
         """Wait until the copy is there; what was copied may be overwritten then."""
+        ...
+
+    def back(self, lane: Lane) -> Transit:
+        """Begin to copy it to the device again, once it has come to the host."""
         ...
 
 
@@ -78,8 +86,17 @@ class Link(Protocol):
         """Begin to copy weights into memory of the device that is in use up to a mark."""
         ...
 
-    def down(self, source: Tensor, lane: Lane = Lane.STORE) -> Transit:
-        """Begin to copy what has been given to compute, once it is computed, to the host."""
+    def down(
+        self, source: Tensor, lane: Lane = Lane.STORE, *, into: Tensor | None = None
+    ) -> Transit:
+        """Begin to copy what has been given to compute, once it is computed, to the host.
+
+        To part of a `buffer`, or to memory of its own for a short time.
+        """
+        ...
+
+    def pinned(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the host's in memory that `up` copies without waiting."""
         ...
 
     def beside(self, lane: Lane, work: Callable[[], T]) -> Future[T]:
@@ -155,34 +172,43 @@ class CudaLink:
         Raises:
             BudgetError: the system does not let so much memory be pinned.
         """
-        return torch.frombuffer(
-            _PinnedMemory(max(aligned_up(num_bytes), ALIGNMENT)), dtype=torch.uint8
-        )
+        memory = _PinnedMemory(max(aligned_up(num_bytes), ALIGNMENT))
+        return torch.frombuffer(memory, dtype=torch.uint8)
 
     def mark(self) -> Mark:
-        return torch.cuda.current_stream(self._device).record_event()
+        return _CudaMark(torch.cuda.current_stream(self._device))
 
-    def up(self, source: Tensor, lane: Lane) -> Transit:
+    def up(self, source: Tensor, lane: Lane, after: torch.cuda.Event | None = None) -> Transit:
+        """See `Link.up`; `after` an event, if one is given."""
+        if after is not None:
+            self._streams[lane].wait_event(after)
         with torch.cuda.stream(self._streams[lane]):  # to which the copy's memory belongs, too
             copy = source.to(self._device, non_blocking=True)
         return self._transit(copy, source, lane)
 
     def fill(self, target: Tensor, source: Tensor, after: Mark) -> Transit:
         stream = self._streams[Lane.WEIGHTS]
-        assert isinstance(after, torch.cuda.Event), "it was made by `mark`"
-        stream.wait_event(after)
+        assert isinstance(after, _CudaMark), "it was made by `mark`"
+        stream.wait_event(after.event)
         with torch.cuda.stream(stream):
             target.copy_(source, non_blocking=True)
         return self._transit(target, source, Lane.WEIGHTS)
 
-    def down(self, source: Tensor, lane: Lane = Lane.STORE) -> Transit:
+    def down(
+        self, source: Tensor, lane: Lane = Lane.STORE, *, into: Tensor | None = None
+    ) -> Transit:
         stream = self._streams[lane]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            copy = into
+            if copy is None:
+                copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
             copy.copy_(source, non_blocking=True)
         source.record_stream(stream)
         return self._transit(copy, source, lane)
+
+    def pinned(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory()
 
     def beside(self, lane: Lane, work: Callable[[], T]) -> Future[T]:
         return self._beside.submit(lane, work)
@@ -204,7 +230,18 @@ class CudaLink:
     def _transit(self, copy: Tensor, source: Tensor, lane: Lane) -> _CudaTransit:
         with self._lock:
             self.copied[lane] += copy.numel() * copy.element_size()
-        return _CudaTransit(copy, source, self._streams[lane].record_event(), self)
+        return _CudaTransit(copy, source, _CudaMark(self._streams[lane]).event, self)
+
+
+class _CudaMark:
+    """An event, for which threads wait asleep: others need the processor."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.event = torch.cuda.Event(blocking=True)
+        self.event.record(stream)
+
+    def wait(self) -> None:
+        self.event.synchronize()
 
 
 class _CudaTransit:
@@ -214,8 +251,10 @@ class _CudaTransit:
         self, copy: Tensor, source: Tensor, done: torch.cuda.Event, link: CudaLink
     ) -> None:
         self._copy, self._source, self._done, self._link = copy, source, done, link
+        self._used = False
 
     def use(self) -> Tensor:
+        self._used = True
         compute = torch.cuda.current_stream(self._copy.device)
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         before.record(compute)
@@ -226,8 +265,22 @@ class _CudaTransit:
         return self._copy
 
     def wait(self) -> Tensor:
+        self._used = True
         self._done.synchronize()
         return self._copy
+
+    def back(self, lane: Lane) -> Transit:
+        self._used = True
+        return self._link.up(self._copy, lane, self._done)
+
+    def __del__(self) -> None:
+        if not self._used:  # nobody has waited, and the memory of both is about to be another's
+            with suppress(Exception):  # when the interpreter ends, CUDA may have ended before
+                self._done.synchronize()
+
+
+_PORTABLE = 1
+"""Pinned for all devices."""
 
 
 class _PinnedMemory(mmap.mmap):
@@ -237,9 +290,10 @@ class _PinnedMemory(mmap.mmap):
     """
 
     def __new__(cls, num_bytes: int) -> _PinnedMemory:
-        memory = super().__new__(cls, -1, num_bytes)
+        memory = super().__new__(cls, -1, num_bytes, **PRIVATE)
+        with_large_pages(memory)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        code = int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0))
+        code = int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, _PORTABLE))
         if code:
             raise BudgetError(
                 f"{num_bytes} bytes of the host's memory cannot be pinned (CUDA error {code}):"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -155,7 +156,8 @@ class PartsToDevice:
         _, upload = ahead or self._begin(name)
         if self._overlap:
             self._ahead = self._begin(_following(self._parts, name))
-        with self._waiting.for_disk():
+        on_disk = self._parts[name].on_disk.num_bytes > 0
+        with self._waiting.for_disk() if on_disk else nullcontext():
             tensors, copies = upload.result()
         for copy in copies:
             copy.use()
@@ -163,7 +165,8 @@ class PartsToDevice:
 
     def close(self) -> None:
         if self._ahead is not None:
-            self._ahead[1].result()
+            for copy in self._ahead[1].result().copies:
+                copy.wait()
         self._staging.clear()
 
     def _begin(self, name: str) -> tuple[str, Future[_Upload]]:

@@ -88,7 +88,7 @@ class ResidentWeights:
 
 
 class Decompressor:
-    """Dequantizes the matrices of one part at a time, those of all parts into the same memory.
+    """Dequantizes matrices by name, those that have one name in turn into the same memory.
 
     Memory that is fresh from the system has to be provided and zeroed first, which takes a CPU as
     long as dequantizing does.
@@ -101,18 +101,18 @@ class Decompressor:
         self._dtype = dtype
         self._buffers: dict[str, Tensor] = {}
 
-    def decompress(self, part: Mapping[str, StoredTensor]) -> Part:
-        """Return a part in the compute dtype; what was returned before is not valid any more."""
-        return {name: self._plain(name, tensor) for name, tensor in part.items()}
+    def decompress(self, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+        """Return tensors in the compute dtype; those of the same names before are not valid now."""
+        return {name: self._plain(name, tensor) for name, tensor in stored.items()}
 
     def _plain(self, name: str, tensor: StoredTensor) -> Tensor:
         if isinstance(tensor, Tensor):
             return tensor
         buffer = self._buffers.get(name)
-        if buffer is None or len(buffer) != tensor.num_padded:
+        if buffer is None or len(buffer) < tensor.num_padded:
             buffer = tensor.codes.new_empty(tensor.num_padded, dtype=self._dtype)
             self._buffers[name] = buffer
-        return dequantize(tensor, self._dtype, buffer)
+        return dequantize(tensor, self._dtype, buffer[: tensor.num_padded])
 
 
 def stored_bytes(tensor: StoredTensor) -> int:

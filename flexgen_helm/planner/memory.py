@@ -39,8 +39,9 @@ LEAST_TOKENS = 1024
 LIBRARY_BYTES = 80 << 20
 """Code of torch and oneDNN that comes into memory when it first runs, as measured."""
 
-DEQUANTIZING_BYTES = 11
-"""Per number: its code, as an integer and in float32, its value in float32 and as it is used."""
+DEQUANTIZING_BYTES = 6
+"""Per number: its code as an integer and in float32, where its value takes its place, and a part of
+its group's scale and zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +230,10 @@ def needed_bytes(
         + placed_on("cache", tier) * (_stored_per_token(setup, least_filled) * shape.cached_tokens)
         for tier in Tier
     }
-    attended = _per_token_of_device(setup, least_filled) * shape.cached_tokens
-    on_tier[Tier.DEVICE] = on_tier[Tier.DEVICE] + attended + largest
+    attending = _attending(setup, shape.attention)
+    attended = _per_token_attended(setup, least_filled) * shape.cached_tokens
+    on_tier[attending] = on_tier[attending] + attended
+    on_tier[Tier.DEVICE] = on_tier[Tier.DEVICE] + largest
     two_layers = 2 * weights / setup.spec.num_layers
     if shape.weights_on_disk:
         staging = placed_on("weights", Tier.DISK) * two_layers
@@ -261,11 +264,9 @@ def cache_bytes_of(setup: Setup, shape: Shape) -> int:
 def cache_per_token(setup: Setup, policy: Policy, *, least_filled: float = LEAST_FILLED) -> Bytes:
     """Return what a token in the KV cache takes, with its share of padding."""
     token = _stored_per_token(setup, least_filled)
-    return {
-        Tier.DEVICE: policy.cache.device * token + _per_token_of_device(setup, least_filled),
-        Tier.HOST: policy.cache.host * token,
-        Tier.DISK: policy.cache.disk * token,
-    }
+    taken = {tier: policy.cache.on(tier) * token for tier in Tier}
+    taken[_attending(setup, policy.attention)] += _per_token_attended(setup, least_filled)
+    return taken
 
 
 def _stored_per_token(setup: Setup, least_filled: float) -> float:
@@ -274,11 +275,16 @@ def _stored_per_token(setup: Setup, least_filled: float) -> float:
     return stored / least_filled
 
 
-def _per_token_of_device(setup: Setup, least_filled: float) -> float:
-    """What a cached token takes on the device, wherever it is stored."""
+def _per_token_attended(setup: Setup, least_filled: float) -> float:
+    """What a cached token takes where it is attended to, wherever it is stored."""
     decompressed = 2 * setup.spec.hidden_size * setup.dtype_bytes / least_filled
     compressed = setup.compression.cache_bits is not None
     return (decompressed if compressed else 0) + _sparse_per_token(setup)
+
+
+def _attending(setup: Setup, attention: str) -> Tier:
+    """Whose memory attention takes."""
+    return Tier.HOST if attention == "host" and not setup.unified else Tier.DEVICE
 
 
 def _plan(
@@ -343,7 +349,7 @@ def _micro_batch(setup: Setup, policy: Policy) -> int:
     """
     spec = setup.spec
     widths = max(20 * spec.hidden_size, 4 * spec.hidden_size + spec.ffn_size)
-    if policy.attention == "host" and not setup.unified:
+    if _attending(setup, policy.attention) is Tier.HOST:
         # One micro-batch is attended to while another is computed: its hidden states, and what it
         # attended to of shared positions.
         widths += 2 * spec.hidden_size

@@ -31,7 +31,9 @@ def quantize(values: Tensor, *, bits: int, group_size: int) -> QuantizedTensor:
     zero = low.half()
     # Rounding the zero down could leave the maximum out of reach, so the range starts at the
     # stored zero rather than at the minimum.
-    scale = ((high - zero.float()) / largest_code).clamp_(min=0).half()
+    # By a tensor: by a number a GPU would multiply with its inverse, which is not the same.
+    largest = high.new_full((), largest_code)
+    scale = ((high - zero.float()) / largest).clamp_(min=0).half()
     broken = ~(torch.isfinite(zero) & torch.isfinite(scale))
     scale = torch.where(broken, torch.nan, scale)
     step = torch.where((scale > 0) & ~broken, scale, 1).float()

@@ -77,8 +77,7 @@ class Activations:
         if kept.on_disk is not None:
             kept.on_disk.begin_read()
         if kept.on_host is not None and kept.ahead is None:
-            assert self._link is not None, "what is on the host came by a link"
-            kept.ahead = self._link.up(kept.on_host.wait(), Lane.CACHE)
+            kept.ahead = kept.on_host.back(Lane.CACHE)
 
     def take(self, micro_batch: int) -> Tensor:
         """Return the hidden states of a micro-batch [n, e], and let go of them."""

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from flexgen_helm.errors import StoreError
 from flexgen_helm.model.attention import attend, attend_one
 from flexgen_helm.model.checkpoint import read_spec
-from flexgen_helm.model.dtypes import DTYPES, resolve_device, resolve_dtype
+from flexgen_helm.model.dtypes import DTYPES, device_of, resolve_device, resolve_dtype
 from flexgen_helm.model.dummy import write_dummy_of
 from flexgen_helm.model.linear import laid_out, linear
 from flexgen_helm.offload.disk import (
@@ -109,7 +109,7 @@ def calibrate(
     """
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
-    bench = _Bench(torch.device(device), DTYPES[dtype])
+    bench = _Bench(device_of(device), DTYPES[dtype])
     with (
         tqdm(total=rounds * NUM_STEPS, disable=not progress, unit="step") as bar,
         torch.inference_mode(),
@@ -253,7 +253,8 @@ class _Bench:
     def dequantized_cache(self) -> float:
         rows = self._random(SEQUENCES, CACHED, WIDTH)
         quantized = quantize(rows, bits=BITS, group_size=GROUP_SIZE)
-        return rows.numel() / self.time(lambda: dequantize(quantized, self.dtype))
+        buffer = torch.empty(rows.numel(), dtype=self.dtype, device=self.device)
+        return rows.numel() / self.time(lambda: dequantize(quantized, self.dtype, buffer))
 
     def quantized_cache(self) -> float:
         rows = self._random(CACHED, WIDTH)

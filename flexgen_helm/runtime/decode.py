@@ -75,7 +75,8 @@ class DecodeMicroBatch:
 
         def attend() -> Attended:
             queries, keys, values = (copy.wait() for copy in copies)
-            return self._attend_own(layer, queries, KeysValues(keys, values))
+            attended = self._attend_own(layer, queries, KeysValues(keys, values))
+            return Attended(*map(link.pinned, attended))
 
         own, shared = link.beside(Lane.ATTENTION, attend), [*self._shared(layer, q)]
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import torch
 
 
-def cap_device_memory(device: torch.device, allowed_bytes: int) -> None:
+def cap_device_memory(device: torch.device, allowed_bytes: int | None) -> None:
     """Have PyTorch refuse more of a GPU's memory: a large card stands in for a small one.
 
     What CUDA itself takes for its context does not pass PyTorch, and does not count.
 
     Args:
-        device: a CUDA device.
-        allowed_bytes: of this process in all, with what is reserved and not in use.
+        device: what computes; only of a CUDA device, with its index, memory is capped.
+        allowed_bytes: of this process in all, with what is reserved and not in use; `None` for all
+            there is.
     """
-    there = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, allowed_bytes / there), device)
+    if device.type != "cuda":
+        return
+    part = 1.0
+    if allowed_bytes is not None:
+        part = allowed_bytes / torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, part), device)

@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from tqdm import tqdm
 
 from flexgen_helm.errors import BudgetError, EngineClosedError, InvalidRequestError
 from flexgen_helm.model.checkpoint import fingerprint, read_spec, resolve
-from flexgen_helm.model.dtypes import DTYPES, resolve_device, resolve_dtype
+from flexgen_helm.model.dtypes import DTYPES, device_of, resolve_device, resolve_dtype
 from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR
 from flexgen_helm.planner.memory import MemoryPlan, allowed_beside
 from flexgen_helm.planner.setup import Setup
@@ -137,19 +136,19 @@ class Engine:
         path = resolve(model)
         spec = read_spec(path)
         device = resolve_device(device)
+        where = device_of(device)
         dtype = resolve_dtype(dtype, device)
         setup = Setup(
             spec=spec,
             compression=compression,
             dtype_bytes=DTYPES[dtype].itemsize,
-            unified=torch.device(device).type == "cpu",
+            unified=where.type == "cpu",
         )
         budget = budget or MemoryBudget()
         allowed = allowed_beside(setup, budget, Tier.DEVICE)
-        before = memory_bytes(torch.device(device))
-        if allowed is not None and not setup.unified:
-            cap_device_memory(torch.device(device), before + allowed)
-        arranger = Arranger(setup, budget, torch.device(device), dtype, offload, hardware)
+        before = memory_bytes(where)
+        cap_device_memory(where, None if allowed is None else before + allowed)
+        arranger = Arranger(setup, budget, where, dtype, offload, hardware)
         arrangement = (
             arranger.with_policy(policy)
             if isinstance(policy, Policy)
@@ -167,7 +166,7 @@ class Engine:
                 path=path,
                 setup=setup,
                 dtype=dtype,
-                device=torch.device(device),
+                device=where,
                 budget=budget,
                 offload_dir=offload,
                 tokenizer=tokenizer.result,
@@ -244,6 +243,18 @@ class Engine:
                     self.policy, self._cache_tokens = executor.policy, executor.cache_tokens
         return [results[index] for index in range(len(requests))]
 
+    def prepare(self, requests: Sequence[GenerationRequest]) -> None:
+        """Plan for requests now, and not when the first ones are given.
+
+        Args:
+            requests: at least one.
+
+        Raises:
+            BudgetError: one of them needs more memory than is allowed.
+        """
+        with self._lock:
+            self._expect(requests)
+
     def validate(self, request: GenerationRequest) -> None:
         """Check a request against the model's limits.
 
@@ -316,6 +327,7 @@ class Engine:
         with self._lock:
             if self._model is not None:
                 self._model.close()
+                cap_device_memory(self._model.device, None)
                 self._model = None
 
     def _open_model(self) -> Model:

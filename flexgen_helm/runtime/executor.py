@@ -1,4 +1,4 @@
-"""The serial executor: pass after pass over the weights, step by step as the schedule says.
+"""The executor: block after block, pass after pass over the weights (see `model_pass`).
 
 A pass serves prompts of new blocks and one token of each sequence in decode. It is the oracle for
 every executor that overlaps or offloads.

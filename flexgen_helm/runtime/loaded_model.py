@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class Model:
     waiting: Waiting = field(default_factory=Waiting)
     """For disk and link."""
 
-    @property
+    @cached_property
     def cache_format(self) -> CacheFormat:
         """How its keys and values are stored."""
         return CacheFormat(

@@ -6,7 +6,7 @@ import errno
 
 import torch
 
-from flexgen_helm.errors import DiskFullError
+from flexgen_helm.errors import BudgetError, DiskFullError
 from flexgen_helm.runtime.statistics import peak_memory_bytes
 
 NOTICEABLE = 1.01
@@ -39,7 +39,7 @@ class MemoryWatch:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether less at a time might do: memory, or the disk for what is spilled, was full."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError, DiskFullError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError, DiskFullError, BudgetError)):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM

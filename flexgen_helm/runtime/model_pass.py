@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from flexgen_helm.model import opt
+from flexgen_helm.offload.link import Mark
 from flexgen_helm.offload.weights import EMBEDDINGS, Part, layer_part
 from flexgen_helm.quant import kernels
 from flexgen_helm.runtime.activations import Activations
@@ -19,6 +21,9 @@ from flexgen_helm.runtime.read_ahead import ReadAhead
 from flexgen_helm.runtime.schedule import Half, Turn, block_schedule, turns_of_pass
 from flexgen_helm.specs.chunks import READS_AHEAD
 from flexgen_helm.specs.placement import Placement
+
+TURNS_AHEAD = 2
+"""That a device is given before it has come to their end: enough for it never to wait."""
 
 MicroBatch = PrefillMicroBatch | DecodeMicroBatch
 
@@ -46,6 +51,8 @@ class ModelPass:
         self._micro_batches = micro_batches
         self._activations = Activations(placement, model.device, model.spill, model.link)
         self._begun: dict[int, _Begun] = {}
+        self._marks: deque[Mark] = deque()
+        """Behind turns that were given to the device."""
         most_rows = max((len(mb.token_ids) for mb in micro_batches), default=0)
         self._packed = model.multiplies_packed and most_rows <= kernels.FEW_ROWS
         """Whether weights stay as they are stored, as few rows are multiplied with them."""
@@ -73,6 +80,7 @@ class ModelPass:
                 del part  # its memory may be needed for the next one
                 part = model.weights.fetch(layer_part(step.layer), packed=self._packed)
             if step.half is Half.PROJECT:
+                self._wait_for_device()
                 read_ahead.advance()
                 self._project(part, Turn(step.layer, step.micro_batch), step.following)
             elif step.layer < num_layers - 1:
@@ -83,6 +91,14 @@ class ModelPass:
                 for block in blocks:
                     block.end_layer(step.layer)
         return outputs
+
+    def _wait_for_device(self) -> None:
+        """Let the device come close: what is ahead of it takes memory."""
+        if self._model.link is None:
+            return
+        self._marks.append(self._model.link.mark())
+        if len(self._marks) > TURNS_AHEAD:
+            self._marks.popleft().wait()
 
     def _project(self, part: Part, turn: Turn, following: Turn | None) -> None:
         """Compute what attention begins with, and begin it."""

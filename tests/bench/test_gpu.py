@@ -13,13 +13,15 @@ from flexgen_helm.bench.gpu import (
     GpuRow,
     Outcome,
     Plan,
-    Requests,
     Session,
     Trial,
+    trials,
+)
+from flexgen_helm.bench.gpu_workloads import (
+    Requests,
     helm_requests,
     padded_requests,
     published_policies,
-    trials,
 )
 from flexgen_helm.bench.trial import Workload
 from flexgen_helm.cli.main import main
@@ -42,14 +44,13 @@ def plan(**changes):
             "helm_model": "30b",
             "helm_share": 0.02,
             "cap_bytes": 16 * 10**9,
-            "limit_s": 540.0,
             **changes,
         }
     )
 
 
 def test_each_model_is_measured_with_ours_and_all_published_policies():
-    asked = [(t.stage, t.model, t.system, t.setting) for t in trials(plan())]
+    asked = [(t.stage, t.model, t.system, t.setting) for t in trials(plan(), host_bytes=10**12)]
     assert asked == [
         (THROUGHPUT, "6.7b", OURS, "w4"),
         (THROUGHPUT, "6.7b", OURS, "w4-kv4"),
@@ -64,11 +65,11 @@ def test_each_model_is_measured_with_ours_and_all_published_policies():
         (HELM, "30b", OURS, "shared prefixes"),
         (HELM, "30b", OURS, "padded"),
     ]
-    assert not [*published_policies("13b", 512)]
+    assert not [*published_policies("13b", Workload(512, 32), host_bytes=10**12)]
 
 
 def test_policies_are_upstreams_options():
-    [plain, compressed] = published_policies("30b", 500)
+    [plain, compressed] = published_policies("30b", Workload(500, 32), host_bytes=10**12)
     assert plain.batch == 144
     assert " ".join(plain.options) == (
         "--gpu-batch-size 48 --num-gpu-batches 3 --percent 20 80 0 100 0 100 --cpu-cache-compute"
@@ -82,6 +83,14 @@ def test_policies_are_upstreams_options():
     options = upstream.options(asked, EMBEDDED_CHECKPOINT)
     assert options[:4] == ["--model", "facebook/opt-30b", "--path", "_DUMMY_"]
     assert options[options.index("--prompt-len") + 1] == "512"
+
+
+def test_upstream_gets_as_many_batches_as_the_host_has_memory_for():
+    """Of 48 sequences with 544 tokens of 1.38 MB each, beside 47.4 GB of weights; of 64 with a
+    quarter of that, beside 59.2 GB."""
+    names = [p.name for p in published_policies("30b", Workload(512, 32), host_bytes=137 * 10**9)]
+    assert names == ["48x1 of 48x3 none", "64x4 of 64x8 kv4"]
+    assert not [*published_policies("30b", Workload(512, 32), host_bytes=60 * 10**9)]
 
 
 def test_sub_scenarios_have_the_lengths_and_beginnings_of_real_ones():
@@ -128,7 +137,7 @@ def test_ratios_are_of_the_best_of_each():
     rate = HARDWARE.host_to_device_bytes_per_s
     assert gpu.ratios(rows, HARDWARE) == {
         "opt-30b_over_flexgen": 5.0,
-        "helm_shared_over_padded": 10.0,
+        "helm_over_padded": 10.0,
         "most_reserved_over_cap": 0.9,
         "most_link_over_measured": round(5e9 / rate, 3),
         "worst_prediction_error": 0.25,
@@ -175,7 +184,7 @@ def test_ours_and_accelerate_run_in_processes_of_their_own(session):
     assert 2 <= ours.generated_tokens <= 6
     assert ours.predicted_s > 0
     assert ours.link_bytes_per_s is None, "one memory has no link"
-    assert "micro_batch_size=" in ours.policy
+    assert "weights 100/0/0, cache 100/0/0" in ours.policy
     same_lengths = Requests(name="8/5", count=2, shared=0, least_own=8, most_own=8, new_tokens=5)
     theirs = session.run(trial(ACCELERATE, requests=[same_lengths]), hardware)
     assert theirs.generated_tokens == 10
@@ -190,11 +199,13 @@ def test_what_fails_or_has_no_time_is_a_row_without_figures(session, monkeypatch
     assert session(limit_s=1.0).run(trial(OURS), HARDWARE).problem == "no time was left"
     monkeypatch.setattr(gpu, "ENOUGH_S", 0.0)
     late = session(limit_s=0.5).run(trial(OURS), HARDWARE)
-    assert late.problem == "did not end in time"
+    assert "did not end in 0 s" in late.problem
+    monkeypatch.setattr(gpu, "ask", lambda *_, **__: None)
+    assert session().run(trial(OURS), HARDWARE).problem == "was killed for want of memory"
 
 
 def test_a_machine_that_is_not_measured_in_time_is_an_error(session):
-    with pytest.raises(CommandError, match="allow more with --minutes"):
+    with pytest.raises(CommandError, match="rates did not end in 0 s: allow it more time"):
         session(limit_s=0.2).calibrate()
 
 
@@ -229,7 +240,7 @@ def test_upstream_runs_with_our_cap_and_another_tokenizer(monkeypatch, capsys, t
     monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda _: 7)
     monkeypatch.setattr("torch.cuda.max_memory_reserved", lambda _: 8)
     asked = json.dumps(
-        {"trial": gpu.asdict(trial(UPSTREAM)), "directory": str(tmp_path), "device": "cuda"}
+        {"trial": gpu.asdict(trial(UPSTREAM)), "directory": str(tmp_path), "device": "cuda:0"}
     )
     upstream.main(asked)
     outcome = Outcome(**json.loads(capsys.readouterr().out))
@@ -237,6 +248,25 @@ def test_upstream_runs_with_our_cap_and_another_tokenizer(monkeypatch, capsys, t
     assert (outcome.allocated_bytes, outcome.reserved_bytes) == (7, 8)
     assert [limit for _, limit in capped] == [4 * 10**9]
     assert given == {"ids": [[100] * 5], "model": "facebook/opt-125m"}
+
+
+def test_the_command_reports_rates_trials_and_a_short_table(monkeypatch, tmp_path, capsys):
+    hardware = typical_hardware(unified=True)
+    monkeypatch.setattr(Session, "calibrate", lambda _: hardware)
+    monkeypatch.setattr(
+        Session,
+        "run",
+        lambda _, trial, __: row(trial.system, trial.setting, 2.0, stage=trial.stage),
+    )
+    arguments = ["--device", "cpu", "--peers", "accelerate", "--work-dir", str(tmp_path)]
+    assert main(["bench", "gpu", *arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["conditions"]["cap"] == "16 GB"
+    assert report["ratios"]["opt-30b_over_accelerate"] == 1.0
+    assert "product_flop_per_s" in report["rows"][0]
+    assert report["rows"][-1] | {"seconds": 2.0, "setting": "padded"} == report["rows"][-1]
+    assert main(["bench", "gpu", *arguments]) == 0
+    assert "stage       model    system" in capsys.readouterr().out
 
 
 def test_without_a_gpu_the_command_says_what_to_do(capsys):

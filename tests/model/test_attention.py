@@ -78,6 +78,21 @@ def test_one_new_position_with_scores_beyond_the_range_of_exponentials(size):
     assert_close(actual, Attended(expected.values[:, :, 0], expected.lse[:, :, 0]), 2e-3)
 
 
+@pytest.mark.parametrize("own", [0.0, 12.0])
+def test_one_new_position_in_float16_with_scores_that_are_usual_elsewhere(own):
+    """Exponentials of 12, and the sum of 512 of 4, are more than float16 holds."""
+    q = torch.ones(1, 1, D).half()
+    past_k = torch.full((1, 1, 512, D), 4 / D).half()
+    past_v = rows(1, 512, seed=1)[None].half() + 3
+    own_k, own_v = torch.full((1, 1, D), own / D).half(), torch.ones(1, 1, D).half()
+    nothing = torch.zeros(1, 512, dtype=torch.bool)
+    actual = attend_one(q, past_k, past_v, nothing, own_k, own_v)
+    keys, values = torch.cat([past_k[0], own_k], 1), torch.cat([past_v[0], own_v], 1)
+    expected = reference(q, keys, values)
+    torch.testing.assert_close(actual.values.double(), expected.values, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(actual.lse.double(), expected.lse, rtol=0.01, atol=0.01)
+
+
 def test_parts_merge_to_the_whole():
     q, k, v = rows(3, 4, 0), rows(3, 10, 1), rows(3, 10, 2)
     total = Attended(*(x.clone() for x in attend(q, k[:, :3], v[:, :3])))

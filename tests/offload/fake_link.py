@@ -29,13 +29,13 @@ class FakeLink:
 
     def mark(self):
         self.marks += 1
-        return self.marks
+        return FakeMark(self.marks)
 
     def up(self, source, lane):
         return self._begin(source.clone().fill_(GARBAGE), source, lane)
 
     def fill(self, target, source, after):
-        assert after <= self.marks
+        assert after.number <= self.marks
         content = source.clone()
         before, transit = self._filled.get(source.data_ptr(), (content, None))
         same = len(before) == len(content) and bool((before == content).all())
@@ -44,8 +44,12 @@ class FakeLink:
         self._filled[source.data_ptr()] = content, transit
         return transit
 
-    def down(self, source, lane=Lane.STORE):
-        return self._begin(source.clone().fill_(GARBAGE), source, lane)
+    def down(self, source, lane=Lane.STORE, *, into=None):
+        copy = source.clone() if into is None else into
+        return self._begin(copy.fill_(GARBAGE), source, lane)
+
+    def pinned(self, tensor):
+        return tensor
 
     def beside(self, lane, work):
         return self._beside.submit(lane, work)
@@ -58,15 +62,23 @@ class FakeLink:
 
     def _begin(self, target, source, lane):
         self.copied[lane] += source.numel() * source.element_size()
-        transit = FakeTransit(target, source)
+        transit = FakeTransit(target, source, self)
         if self.eager:
             transit.copy()
         return transit
 
 
+class FakeMark:
+    def __init__(self, number):
+        self.number = number
+
+    def wait(self):
+        pass
+
+
 class FakeTransit:
-    def __init__(self, target, source):
-        self.target, self.source = target, source
+    def __init__(self, target, source, link):
+        self.target, self.source, self.link = target, source, link
         self.done = self.waited = False
 
     def use(self):
@@ -77,6 +89,10 @@ class FakeTransit:
         self.copy()
         self.waited = True
         return self.target
+
+    def back(self, lane):
+        self.copy()
+        return self.link.up(self.target, lane)
 
     def copy(self):
         if not self.done:

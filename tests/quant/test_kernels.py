@@ -129,6 +129,13 @@ def test_attention_to_a_packed_cache(ends, heads, shape, dtype):
     torch.testing.assert_close(lse.double(), scores.logsumexp(-1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture
+def compiles(monkeypatch):
+    """A GPU for which Triton compiles."""
+    monkeypatch.setattr(kernels, "_compile", lambda: True)
+
+
+@pytest.mark.usefixtures("compiles")
 @pytest.mark.parametrize(
     ("bits", "group_size", "row_len", "device", "expected"),
     [
@@ -145,9 +152,19 @@ def test_there_are_kernels_for_common_groups_of_4_bits(bits, group_size, row_len
     assert kernels.exist_for(bits, group_size, row_len, torch.device(device)) == expected
 
 
+@pytest.mark.usefixtures("compiles")
 def test_heads_share_no_group():
     cuda = torch.device("cuda")
     assert kernels.can_attend(4, 64, 128, cuda)
     assert kernels.can_attend(4, 64, 64, cuda)
     assert not kernels.can_attend(4, 64, 80, cuda)
     assert not kernels.can_attend(4, 128, 64, cuda)
+
+
+def test_where_triton_compiles_nothing_pytorch_computes(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(torch, "zeros", fail)
+    with pytest.warns(UserWarning, match="compiles nothing here .no C compiler.: PyTorch computes"):
+        assert not kernels._compile.__wrapped__()

@@ -76,7 +76,7 @@ def test_more_than_the_cap_is_refused():
         with pytest.raises(torch.OutOfMemoryError):
             torch.empty(512 << 20, dtype=torch.uint8, device=CUDA)
     finally:
-        cap_device_memory(CUDA, torch.cuda.get_device_properties(CUDA).total_memory)
+        cap_device_memory(CUDA, None)
 
 
 @on_gpu
@@ -135,4 +135,5 @@ def test_a_cap_is_a_part_of_the_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *a: said.append(a))
     cap_device_memory(CUDA, 16 * 10**9)
     cap_device_memory(CUDA, 100 * 10**9)
-    assert said == [(0.2, CUDA), (1.0, CUDA)]
+    cap_device_memory(CUDA, None)
+    assert said == [(0.2, CUDA), (1.0, CUDA), (1.0, CUDA)]

@@ -6,7 +6,6 @@ import pytest
 
 from flexgen_helm import Policy
 from flexgen_helm.offload.link import Lane
-from flexgen_helm.quant import kernels
 from flexgen_helm.runtime import loader
 from flexgen_helm.specs.placement import Placement
 from tests.offload.fake_link import FakeLink
@@ -68,7 +67,3 @@ def test_a_layer_passes_the_link_once_a_pass(checkpoint, links, tmp_path):
     longest = max(len(c.token_ids) for result in results for c in result.completions)
     assert passes >= longest
     assert passes <= longest + 2, "one ahead, and blocks of prompts that do not fit a pass"
-
-
-def test_kernels_are_for_a_gpu(checkpoint):
-    assert not kernels.exist_for(4, 64, 128, loader.torch.device("cpu"))

@@ -9,6 +9,7 @@ Triton comes with PyTorch for CUDA; it is imported with the first kernel that is
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -37,7 +38,7 @@ def are_made_for(tensor: QuantizedTensor) -> bool:
 
 def run_on(device: torch.device) -> bool:
     """Whether a device runs kernels at all."""
-    return device.type == "cuda" and _installed()
+    return device.type == "cuda" and _compile()
 
 
 def dequantize_into(buffer: Tensor, tensor: QuantizedTensor) -> Tensor:
@@ -109,5 +110,21 @@ def attend(
 
 
 @lru_cache(maxsize=1)
-def _installed() -> bool:
-    return find_spec("triton") is not None
+def _compile() -> bool:
+    """Whether Triton is there and can compile a kernel, for which it needs a C compiler."""
+    if find_spec("triton") is None:
+        return False
+    try:
+        from flexgen_helm.quant.kernels.dequantizing import dequantize_into
+
+        codes = torch.zeros(1, 1, LEAST_GROUP // 2, dtype=torch.uint8, device="cuda")
+        scale = torch.ones(1, 1, 1, dtype=torch.float16, device="cuda")
+        tensor = QuantizedTensor(
+            codes=codes, scale=scale, zero=scale, bits=BITS, group_size=LEAST_GROUP,
+            row_len=LEAST_GROUP,
+        )  # fmt: skip
+        dequantize_into(torch.empty(LEAST_GROUP, device="cuda"), tensor)
+    except Exception as error:  # whatever a compiler may say
+        warnings.warn(f"Triton compiles nothing here ({error}): PyTorch computes", stacklevel=2)
+        return False
+    return True
