@@ -102,7 +102,7 @@ def _most_batches(cell: Mapping[str, Any], workload: Workload, host_bytes: int) 
     weights = spec.linear_weight_bytes(compression, dtype_bytes=2) * policy["weights"]["host"]
     cached = policy["micro_batch_size"] * (workload.prompt_len + workload.new_tokens)
     each = policy["cache"]["host"] * spec.cache_bytes(compression, num_tokens=cached, dtype_bytes=2)
-    left = USED * host_bytes - weights
+    left = max(0, USED * host_bytes - weights)
     return int(left // each) if each else policy["num_micro_batches"]
 
 
