@@ -133,6 +133,7 @@ class _OnHost:
     def __init__(self, tensors: Sequence[Tensor], link: Link) -> None:
         layout = RecordLayout.of(tensors)
         self.num_bytes = layout.num_bytes
+        self._link = link
         places = layout.views(link.buffer(layout.num_bytes))
         self._stored = [
             link.down(tensor, into=place) for tensor, place in zip(tensors, places, strict=True)
@@ -140,14 +141,17 @@ class _OnHost:
         self._ahead: list[Transit] = []
 
     def begin_read(self) -> int:
-        if not self._ahead:
-            self._ahead = [copy.back(Lane.CACHE) for copy in self._stored]
+        if not self._link.overlap:
+            return 0
+        self._ahead = self._ahead or self._begin()
         return self.num_bytes
 
     def read(self) -> Sequence[Tensor]:
-        self.begin_read()
-        copies, self._ahead = self._ahead, []
+        copies, self._ahead = self._ahead or self._begin(), []
         return [copy.use() for copy in copies]
+
+    def _begin(self) -> list[Transit]:
+        return [copy.back(Lane.CACHE) for copy in self._stored]
 
 
 class _OnDisk:

@@ -285,6 +285,8 @@ class LinkedRoom:
         self._store_beside(self._room.end_prefill)
 
     def begin_read(self) -> int:
+        if not self._link.overlap:
+            return 0
         self._ahead = self._ahead or self._begin()
         return self._num_bytes
 

@@ -67,6 +67,9 @@ class Link(Protocol):
     waiting: Waiting
     """Told how long computing stood still."""
 
+    overlap: bool
+    """Whether to bring anything to the device before it is wanted."""
+
     copied: dict[Lane, int]
     """Bytes so far."""
 
@@ -112,14 +115,15 @@ class Link(Protocol):
         ...
 
 
-def link_to(device: torch.device, waiting: Waiting) -> Link | None:
+def link_to(device: torch.device, waiting: Waiting, *, overlap: bool = True) -> Link | None:
     """Return the link to a device; `None` where it computes in the host's memory.
 
     Args:
         device: what computes.
         waiting: told how long it has waited for copies.
+        overlap: whether to bring anything there before it is wanted.
     """
-    return CudaLink(device, waiting) if device.type == "cuda" else None
+    return CudaLink(device, waiting, overlap=overlap) if device.type == "cuda" else None
 
 
 class Beside:
@@ -155,10 +159,12 @@ class CudaLink:
     Args:
         device: the device.
         waiting: told how long it has waited for copies.
+        overlap: see `Link.overlap`.
     """
 
-    def __init__(self, device: torch.device, waiting: Waiting) -> None:
+    def __init__(self, device: torch.device, waiting: Waiting, *, overlap: bool = True) -> None:
         self._device = device
+        self.overlap = overlap
         self.waiting = waiting
         self.copied = dict.fromkeys(Lane, 0)
         self._streams = {lane: torch.cuda.Stream(device) for lane in Lane}

@@ -29,6 +29,11 @@ class _Kept:
 
     on_disk: SpillRegion | None = None
 
+    def bring(self) -> None:
+        """Begin to bring what is on the host, unless that has been done."""
+        if self.on_host is not None and self.ahead is None:
+            self.ahead = self.on_host.back(Lane.CACHE)
+
 
 class Activations:
     """What the next layer begins with, by micro-batch.
@@ -76,14 +81,14 @@ class Activations:
             return
         if kept.on_disk is not None:
             kept.on_disk.begin_read()
-        if kept.on_host is not None and kept.ahead is None:
-            kept.ahead = kept.on_host.back(Lane.CACHE)
+        if self._link is not None and self._link.overlap:
+            kept.bring()
 
     def take(self, micro_batch: int) -> Tensor:
         """Return the hidden states of a micro-batch [n, e], and let go of them."""
-        self.begin_take(micro_batch)
         kept = self._kept.pop(micro_batch)
         parts = kept.in_memory
+        kept.bring()
         if kept.ahead is not None:
             parts.append(kept.ahead.use())
         if kept.on_disk is not None:

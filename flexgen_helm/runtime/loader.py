@@ -46,7 +46,7 @@ class Loader:
             StoreError: the weight store is damaged, or its disk cannot be used.
         """
         spec, policy, waiting = self.setup.spec, arrangement.policy, Waiting()
-        link = link_to(self.device, waiting)
+        link = link_to(self.device, waiting, overlap=policy.overlap)
         weights = open_weights(
             self.path,
             spec,

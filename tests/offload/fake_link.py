@@ -14,10 +14,11 @@ class FakeLink:
     Args:
         eager: when to copy.
         waiting: as of a real link.
+        overlap: likewise.
     """
 
-    def __init__(self, *, eager, waiting=None):
-        self.eager = eager
+    def __init__(self, *, eager, waiting=None, overlap=True):
+        self.eager, self.overlap = eager, overlap
         self.waiting = waiting or Waiting()
         self.copied = dict.fromkeys(Lane, 0)
         self.marks = 0

@@ -27,8 +27,8 @@ def links(request, monkeypatch):
     """All links made by engines."""
     made = []
 
-    def link_to(device, waiting):
-        made.append(FakeLink(eager=request.param, waiting=waiting))
+    def link_to(device, waiting, *, overlap):
+        made.append(FakeLink(eager=request.param, waiting=waiting, overlap=overlap))
         return made[-1]
 
     monkeypatch.setattr(loader, "link_to", link_to)
