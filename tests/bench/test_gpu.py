@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -267,6 +269,20 @@ def test_the_command_reports_rates_trials_and_a_short_table(monkeypatch, tmp_pat
     assert report["rows"][-1] | {"seconds": 2.0, "setting": "padded"} == report["rows"][-1]
     assert main(["bench", "gpu", *arguments]) == 0
     assert "stage       model    system" in capsys.readouterr().out
+
+
+def test_a_box_with_little_but_torch_and_transformers_is_enough():
+    """Neither HELM nor the solver, nor what plots and reports are made with."""
+    absent = ["helm", "cvxpy", "matplotlib", "jinja2", "datasets", "pyarrow", "statsmodels"]
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({absent}))
+from flexgen_helm.bench import gpu_process, rates, upstream
+from flexgen_helm.cli.main import build_parser
+from flexgen_helm.runtime import calibration, engine
+assert build_parser().parse_args(["bench", "gpu"]).models == ["6.7b", "30b"]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_a_gpu_the_command_says_what_to_do(capsys):
