@@ -53,7 +53,6 @@ def prompts(requests: Requests) -> Iterator[list[int]]:
 
 
 def _ours(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
-
     from flexgen_helm.model.dtypes import device_of
     from flexgen_helm.runtime.engine import Engine
     from flexgen_helm.specs.budget import MemoryBudget
@@ -77,6 +76,7 @@ def _ours(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
     ) as engine:
         engine.prepare(requests)
         engine.generate(_warm_up(requests))
+        copied_before = engine.link_bytes
         costs = [result.statistics for result in engine.generate(requests, progress=True)]
         known = [
             (cost.predicted_prefill_s, cost.predicted_decode_s)
@@ -90,7 +90,7 @@ def _ours(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
             generated_tokens=sum(cost.num_generated_tokens for cost in costs),
             allocated_bytes=allocated,
             reserved_bytes=reserved,
-            link_bytes=engine.link_bytes,
+            link_bytes=engine.link_bytes - copied_before,
             link_wait_s=sum(cost.link_wait_s for cost in costs),
             predicted_s=sum(map(sum, known)) if len(known) == len(costs) else None,
             policy=_brief(engine.policy),

@@ -124,10 +124,6 @@ class CacheFormat:
         """Return where a layer's are."""
         return self.tiers[layer] if self.tiers else (Tier.DEVICE, Tier.DEVICE)
 
-    def memory_of(self, tier: Tier) -> torch.device:
-        """Return the device whose memory a tier is."""
-        return self.device if tier is Tier.DEVICE else HOST
-
     def layout(self, num_slots: int, capacity: int) -> list[TensorLayout]:
         """Return what tensors hold the positions of slots side by side."""
         if not self.compressed:  # [b, h, t, d], the order in which products read it

@@ -17,7 +17,7 @@ from torch import Tensor
 from flexgen_helm.model.cache_format import HOST, CacheFormat, Rows, tensors_of
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.link import Lane, Link, Transit
-from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion, TensorLayout
+from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion
 from flexgen_helm.specs.placement import Tier
 
 RUN_LEN = 16
@@ -93,6 +93,11 @@ class MemoryRoom:
         self._rows = cache_format.rows(tensors)
 
     @property
+    def num_bytes(self) -> int:
+        """Of all positions."""
+        return sum(tensor.nbytes for tensor in tensors_of(self._rows))
+
+    @property
     def stored(self) -> MemoryRoom:
         return self
 
@@ -145,6 +150,11 @@ class DiskRoom:
         """Where it all is once prefill has ended."""
         self._later: list[RowCells] = []
         """Where each position that came after prefill belongs."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all positions, as they are read."""
+        return self._layout.num_bytes
 
     @property
     def stored(self) -> DiskRoom:
@@ -247,15 +257,11 @@ class LinkedRoom:
     Args:
         cache_format: how positions are stored.
         room: where they are.
-        num_bytes: of the room, at most.
         link: between it and the device.
     """
 
-    def __init__(
-        self, cache_format: CacheFormat, room: MemoryRoom | DiskRoom, num_bytes: int, link: Link
-    ) -> None:
+    def __init__(self, cache_format: CacheFormat, room: MemoryRoom | DiskRoom, link: Link) -> None:
         self._format, self._room, self._link = cache_format, room, link
-        self._num_bytes = num_bytes
         self._unfinished: list[Future[None]] = []
         """What is being stored."""
         self._ahead: Future[list[Transit]] | None = None
@@ -288,7 +294,7 @@ class LinkedRoom:
         if not self._link.overlap:
             return 0
         self._ahead = self._ahead or self._begin()
-        return self._num_bytes
+        return self._room.num_bytes
 
     @contextmanager
     def read(self) -> Iterator[Rows]:
@@ -322,27 +328,20 @@ class LinkedRoom:
 def make_room(cache_format: CacheFormat, tier: Tier, num_slots: int, size: RoomSize) -> Room:
     """Return room on a tier."""
     link = cache_format.link
-    layouts = cache_format.layout(num_slots, size.capacity)
+    room: MemoryRoom | DiskRoom
     if tier is Tier.DISK:
         assert cache_format.spill is not None, "a cache on disk comes with a spill"
-        on_disk = DiskRoom(cache_format, num_slots, size, cache_format.spill)
-        return on_disk if link is None else _linked(cache_format, on_disk, layouts, link)
-    if tier is Tier.HOST and link is not None:
-        record = RecordLayout(layouts)
-        tensors = record.views(link.buffer(record.num_bytes))  # new memory is zeros
-        return _linked(cache_format, MemoryRoom(cache_format, tensors), layouts, link)
-    device = cache_format.memory_of(tier)
-    zeros = [torch.zeros(x.shape, dtype=x.dtype, device=device) for x in layouts]
-    return MemoryRoom(cache_format, zeros)
-
-
-def _linked(
-    cache_format: CacheFormat,
-    room: MemoryRoom | DiskRoom,
-    layouts: Sequence[TensorLayout],
-    link: Link,
-) -> LinkedRoom:
-    return LinkedRoom(cache_format, room, sum(layout.num_bytes for layout in layouts), link)
+        room = DiskRoom(cache_format, num_slots, size, cache_format.spill)
+    else:
+        layouts = cache_format.layout(num_slots, size.capacity)
+        if tier is Tier.HOST and link is not None:
+            record = RecordLayout(layouts)
+            tensors = record.views(link.buffer(record.num_bytes))  # new memory is zeros
+        else:
+            device = cache_format.device
+            tensors = [torch.zeros(x.shape, dtype=x.dtype, device=device) for x in layouts]
+        room = MemoryRoom(cache_format, tensors)
+    return room if link is None or tier is Tier.DEVICE else LinkedRoom(cache_format, room, link)
 
 
 def _write(cache_format: CacheFormat, room: Rows, cells: RowCells, rows: Tensor) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from flexgen_helm.offload.disk import DiskReader, aligned_buffer
 from flexgen_helm.offload.link import Lane, Link, Mark, Transit
 from flexgen_helm.offload.reading import DiskPart, Reading
 from flexgen_helm.offload.waiting import Waiting
+
+T = TypeVar("T")
 
 
 class PartsAhead(Protocol):
@@ -35,6 +37,47 @@ class PartsAhead(Protocol):
         ...
 
 
+class _OneAhead(Generic[T]):
+    """Begins parts in the order of use, each when the one before it is taken.
+
+    Args:
+        order: their names; the first follows the last.
+        begin: begins one.
+        discard: waits for one that was begun in vain, as what it goes to is needed.
+        overlap: whether any is begun before it is taken.
+    """
+
+    def __init__(
+        self,
+        order: Sequence[str],
+        begin: Callable[[str], T],
+        discard: Callable[[T], object],
+        *,
+        overlap: bool,
+    ) -> None:
+        self._order, self._begin, self._discard = order, begin, discard
+        self._overlap = overlap
+        self._ahead: tuple[str, T] | None = None
+
+    def take(self, name: str) -> T:
+        """Return what was begun of a part, and begin the next one."""
+        if self._ahead is not None and self._ahead[0] != name:
+            self.drop()
+        begun = self._begin(name) if self._ahead is None else self._ahead[1]
+        self._ahead = None
+        if self._overlap:
+            # Before anybody waits, so that the disk has more to do when this one ends.
+            following = self._order[(self._order.index(name) + 1) % len(self._order)]
+            self._ahead = following, self._begin(following)
+        return begun
+
+    def drop(self) -> None:
+        """Let what is ahead come to its end, if anything is."""
+        if self._ahead is not None:
+            self._discard(self._ahead[1])
+            self._ahead = None
+
+
 class PartsFromDisk:
     """Reads parts into one of two staging buffers, from which they are used.
 
@@ -53,21 +96,13 @@ class PartsFromDisk:
         overlap: bool,
         waiting: Waiting,
     ) -> None:
-        self._parts, self._reader = parts, reader
-        self._overlap, self._waiting = overlap, waiting
+        self._parts, self._reader, self._waiting = parts, reader, waiting
         size = max((part.num_bytes for part in parts.values()), default=0)
         self._buffers = [aligned_buffer(size) for _ in range(2 if size else 0)]
-        self._ahead: Reading | None = None
+        self._ahead = _OneAhead(list(parts), self._begin, Reading.wait, overlap=overlap)
 
     def take(self, name: str) -> dict[str, Tensor]:
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead.part is not self._parts[name]:
-            ahead.wait()  # read in vain; its buffer is needed
-            ahead = None
-        reading = ahead or self._begin(name)
-        if self._overlap:
-            # Before waiting, so that the disk has more to do when this one ends.
-            self._ahead = self._begin(_following(self._parts, name))
+        reading = self._ahead.take(name)
         with self._waiting.for_disk():
             return reading.finish()
 
@@ -135,8 +170,7 @@ class PartsToDevice:
         overlap: bool,
         waiting: Waiting,
     ) -> None:
-        self._parts, self._reader, self._link = parts, reader, link
-        self._overlap, self._waiting = overlap, waiting
+        self._parts, self._reader, self._link, self._waiting = parts, reader, link, waiting
         whole = max((part.num_bytes for part in parts.values()), default=0)
         on_disk = max((part.on_disk.num_bytes for part in parts.values()), default=0)
         self._staging = [
@@ -146,16 +180,10 @@ class PartsToDevice:
             )
             for _ in range(2 if whole else 0)
         ]
-        self._ahead: tuple[str, Future[_Upload]] | None = None
+        self._ahead = _OneAhead(list(parts), self._begin, _await_upload, overlap=overlap)
 
     def take(self, name: str) -> dict[str, Tensor]:
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] != name:
-            ahead[1].result()  # brought in vain; its staging buffer is needed
-            ahead = None
-        _, upload = ahead or self._begin(name)
-        if self._overlap:
-            self._ahead = self._begin(_following(self._parts, name))
+        upload = self._ahead.take(name)
         on_disk = self._parts[name].on_disk.num_bytes > 0
         with self._waiting.for_disk() if on_disk else nullcontext():
             tensors, copies = upload.result()
@@ -164,16 +192,13 @@ class PartsToDevice:
         return tensors
 
     def close(self) -> None:
-        if self._ahead is not None:
-            for copy in self._ahead[1].result().copies:
-                copy.wait()
+        self._ahead.drop()
         self._staging.clear()
 
-    def _begin(self, name: str) -> tuple[str, Future[_Upload]]:
+    def _begin(self, name: str) -> Future[_Upload]:
         self._staging.reverse()
         staging, mark = self._staging[0], self._link.mark()
-        bring = self._link.beside(Lane.WEIGHTS, lambda: self._bring(name, staging, mark))
-        return name, bring
+        return self._link.beside(Lane.WEIGHTS, lambda: self._bring(name, staging, mark))
 
     def _bring(self, name: str, staging: _Staging, unused: Mark) -> _Upload:
         """Copy a part to staging buffers that nothing reads after a mark."""
@@ -192,6 +217,6 @@ class PartsToDevice:
         return _Upload(tensors, copies + staging.reading)
 
 
-def _following(parts: Mapping[str, object], name: str) -> str:
-    order = list(parts)
-    return order[(order.index(name) + 1) % len(order)]
+def _await_upload(upload: Future[_Upload]) -> None:
+    for copy in upload.result().copies:
+        copy.wait()

@@ -37,6 +37,7 @@ from flexgen_helm.offload.disk import (
     DirectFile,
     aligned_buffer,
 )
+from flexgen_helm.offload.weights import Decompressor
 from flexgen_helm.planner.plan import predict
 from flexgen_helm.quant.quantize import dequantize, quantize
 from flexgen_helm.quant.tensor import QuantizedTensor
@@ -234,21 +235,24 @@ class _Bench:
             layer = [
                 quantize(self._random(*shape), bits=BITS, group_size=GROUP_SIZE) for shape in shapes
             ]
-            # Layers in turn; the engine dequantizes all of them into the same memory.
-            codes = [matrix.map(torch.clone) for _ in range(num_layers) for matrix in layer]
-            used = hidden * num_layers, self._buffers(layer) * num_layers
-            matrices = cycle(zip(codes, *used, strict=True))
+            # Layers in turn, dequantized into the same memory as the engine does it.
+            decompressor = Decompressor(self.dtype)
+            matrices = cycle(
+                [
+                    (str(index), matrix.map(torch.clone), rows)
+                    for _ in range(num_layers)
+                    for index, (matrix, rows) in enumerate(zip(layer, hidden, strict=True))
+                ]
+            )
             compressed_s = self.time(
-                lambda: [_multiply_dequantized(*next(matrices)) for _ in shapes]  # noqa: B023
+                lambda: [
+                    _multiply_decompressed(decompressor, *next(matrices))  # noqa: B023
+                    for _ in shapes  # noqa: B023
+                ]
             )
             seconds = max(compressed_s - plain_s, LEAST_LEFT * compressed_s)
             points.append((float(inputs * outputs), numbers / seconds))
         return Curve(tuple(points))
-
-    def _buffers(self, layer: Sequence[QuantizedTensor]) -> list[Tensor]:
-        return [
-            torch.empty(matrix.num_padded, dtype=self.dtype, device=self.device) for matrix in layer
-        ]
 
     def dequantized_cache(self) -> float:
         rows = self._random(SEQUENCES, CACHED, WIDTH)
@@ -291,8 +295,10 @@ def _product(hidden: Tensor, matrices: Iterator[Tensor]) -> Tensor:
     return linear(hidden, next(matrices))
 
 
-def _multiply_dequantized(matrix: QuantizedTensor, rows: Tensor, buffer: Tensor) -> Tensor:
-    return linear(rows, dequantize(matrix, rows.dtype, buffer))
+def _multiply_decompressed(
+    decompressor: Decompressor, name: str, matrix: QuantizedTensor, rows: Tensor
+) -> Tensor:
+    return linear(rows, decompressor.decompress({name: matrix})[name])
 
 
 def _overheads(device: str, dtype: str) -> dict[str, float]:

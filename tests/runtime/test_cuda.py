@@ -17,11 +17,6 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=NEEDS_GPU)
 CUDA = torch.device("cuda", 0)
 
 
-@pytest.fixture(scope="module", params=["none", "w4-kv4"])
-def label(request):
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def on_device(label, checkpoint):
     return run(checkpoint, label, Policy(), device="cuda")

@@ -12,16 +12,6 @@ from tests.offload.fake_link import FakeLink
 from tests.runtime.test_offloading import PLACEMENTS, POLICIES, assert_equal, run
 
 
-@pytest.fixture(scope="module", params=["none", "w4-kv4"])
-def label(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def expected(label, checkpoint):
-    return run(checkpoint, label, Policy())
-
-
 @pytest.fixture(params=[True, False], ids=["eager", "lazy"])
 def links(request, monkeypatch):
     """All links made by engines."""

@@ -39,16 +39,6 @@ def requests():
     ]
 
 
-@pytest.fixture(scope="module", params=["none", "w4-kv4"])
-def label(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def expected(label, checkpoint):
-    return run(checkpoint, label, Policy())
-
-
 def run(checkpoint, label, policy, **options):
     with Engine.from_pretrained(
         checkpoint,
