@@ -54,8 +54,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Largest memory use so far: of the device on CUDA, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+    try:
+        # What `getrusage` says includes the peak of the process that started this one.
+        return _kib_in(Path("/proc/self/status"), "VmHWM")
+    except (OSError, ValueError):  # not Linux, or one that does not tell
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # others count in KiB
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -95,11 +99,15 @@ def usable_bytes(device: torch.device, directory: Path) -> dict[str, Any]:
 
 def _available_bytes() -> int:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        return _kib_in(Path("/proc/meminfo"), "MemAvailable")
     except OSError:  # not Linux: what was never used, which leaves out what could be reclaimed
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    [available] = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(available) * 1024
+
+
+def _kib_in(path: Path, name: str) -> int:
+    """Return the bytes of a line like ``MemAvailable:  1234 kB``."""
+    [line] = [x for x in path.read_text().splitlines() if x.startswith(f"{name}:")]
+    return int(line.split()[1]) * 1024
 
 
 def _cgroup_free_bytes() -> int:
