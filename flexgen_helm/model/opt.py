@@ -55,18 +55,17 @@ def finish(spec: ModelSpec, weights: Part, hidden: Tensor, attended: Tensor) -> 
     return hidden if spec.norm_before else _norm(weights, "mlp_norm", hidden)
 
 
-def logits(spec: ModelSpec, weights: Part, hidden: Tensor) -> Tensor:
-    """Next-token logits [n, v] in float32, from the hidden states [n, e] of the last layer."""
+def logits(spec: ModelSpec, weights: Part, hidden: Tensor, out: Tensor) -> Tensor:
+    """Put next-token logits into `out` [n, v], from the hidden states [n, e] of the last layer."""
     if spec.final_norm:
         hidden = _norm(weights, "final_norm", hidden)
     if spec.projected_embeddings:
         hidden = F.linear(hidden, _table(weights, "project_out"))
     head = _table(weights, "tokens" if spec.tied_embeddings else "lm_head")
-    values = hidden.new_empty(len(hidden), spec.vocab_size, dtype=torch.float32)
     # A part of the vocabulary at a time, as oneDNN makes a copy of what it multiplies with.
-    for columns, part in zip(values.split(HEAD_COLUMNS, 1), head.split(HEAD_COLUMNS), strict=True):
+    for columns, part in zip(out.split(HEAD_COLUMNS, 1), head.split(HEAD_COLUMNS), strict=True):
         columns.copy_(linear(hidden, part))
-    return values
+    return out
 
 
 def _linear(weights: Part, name: str, rows: Tensor, activation: str = "none") -> Tensor:

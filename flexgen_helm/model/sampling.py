@@ -50,23 +50,35 @@ class Row(NamedTuple):
     """Tokens generated so far; their number is the step."""
 
 
-def sample(logits: Tensor, rows: Sequence[Row]) -> list[Draw]:
-    """Draw the next token of each row of logits [b, v] (float32)."""
+def sample(logits: Tensor, rows: Sequence[Row], out: Tensor | None = None) -> list[Draw]:
+    """Draw the next token of each row of logits [b, v] (float32).
+
+    Args:
+        logits: of the model.
+        rows: what to draw with.
+        out: memory for log-probabilities [b, v].
+    """
     adjusted = _penalize(logits, rows)
     token_ids = adjusted.argmax(dim=-1).tolist()
     for index, row in enumerate(rows):
         if not row.sampling.greedy:
             token_ids[index] = _draw(adjusted[index], row)
-    return [
-        Draw(token_id, logprob)
-        for token_id, logprob in zip(token_ids, token_logprobs(logits, token_ids), strict=True)
-    ]
+    logprobs = token_logprobs(logits, token_ids, out)
+    return [Draw(*draw) for draw in zip(token_ids, logprobs, strict=True)]
 
 
-def token_logprobs(logits: Tensor, token_ids: Sequence[int]) -> list[float]:
-    """Natural log of the probability of one token per row of logits [n, v]."""
+def token_logprobs(
+    logits: Tensor, token_ids: Sequence[int], out: Tensor | None = None
+) -> list[float]:
+    """Natural log of the probability of one token per row of logits [n, v].
+
+    Args:
+        logits: of the model.
+        token_ids: the tokens.
+        out: memory for log-probabilities [n, v].
+    """
     # One pass more than logsumexp needs to write, but it is one fused operation instead of four.
-    logprobs = logits.log_softmax(dim=-1)
+    logprobs = torch.log_softmax(logits, dim=-1, out=out)
     chosen = torch.tensor(token_ids, dtype=torch.long, device=logits.device)[:, None]
     values: list[float] = logprobs.gather(1, chosen)[:, 0].tolist()
     return values

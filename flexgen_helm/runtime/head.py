@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Sequence_
 
+import torch
 from torch import Tensor
 
 from flexgen_helm.errors import NumericsError
@@ -21,6 +22,10 @@ class Head:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        # Kept from one use to the next: smaller blocks would settle in what was given back, and the
+        # heap would grow each time by tens of megabytes.
+        size = 2, HEAD_ROWS, model.spec.vocab_size
+        self._memory = torch.empty(size, dtype=torch.float32, device=model.device)
 
     def score(self, hidden: Tensor, rows: Sequence_[int], targets: Sequence_[int]) -> list[float]:
         """Log-probabilities of a token each after some rows of hidden states [n, e].
@@ -31,8 +36,8 @@ class Head:
         logprobs: list[float] = []
         for start in range(0, len(rows), HEAD_ROWS):
             chunk = slice(start, start + HEAD_ROWS)
-            logits = self._logits(hidden[self._model.indices(rows[chunk])])
-            logprobs += token_logprobs(logits, targets[chunk])
+            logits, memory = self._logits(hidden[self._model.indices(rows[chunk])])
+            logprobs += token_logprobs(logits, targets[chunk], memory)
         self._check_numbers(logprobs)
         return logprobs
 
@@ -44,14 +49,17 @@ class Head:
         """
         for start in range(0, len(rows), HEAD_ROWS):
             chunk = slice(start, start + HEAD_ROWS)
-            logits = self._logits(hidden[self._model.indices(rows[chunk])])
-            draws = sample(logits, [sequence.row for sequence in sequences[chunk]])
+            logits, memory = self._logits(hidden[self._model.indices(rows[chunk])])
+            draws = sample(logits, [sequence.row for sequence in sequences[chunk]], memory)
             self._check_numbers([draw.logprob for draw in draws])
             for sequence, draw in zip(sequences[chunk], draws, strict=True):
                 sequence.append(draw)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return opt.logits(self._model.spec, self._model.weights.fetch(EMBEDDINGS), hidden)
+    def _logits(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [n, v] that the next call overwrites, and memory for their log-probabilities."""
+        logits, logprobs = self._memory[:, : len(hidden)]
+        embeddings = self._model.weights.fetch(EMBEDDINGS)
+        return opt.logits(self._model.spec, embeddings, hidden, logits), logprobs
 
     def _check_numbers(self, logprobs: Sequence_[float]) -> None:
         # One NaN among the logits makes the log-probability of any token of its row NaN.
