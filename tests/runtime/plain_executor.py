@@ -131,7 +131,8 @@ class _MarginHead(Head):
         self.margins = {}
 
     def draw(self, hidden, rows, sequences):
-        for logits, sequence in zip(self._logits(hidden[list(rows)]), sequences, strict=True):
+        all_logits, _ = self._logits(hidden[list(rows)])
+        for logits, sequence in zip(all_logits, sequences, strict=True):
             self.margins.setdefault(sequence, []).append(_margin(logits, sequence.row))
         super().draw(hidden, rows, sequences)
 
