@@ -44,14 +44,13 @@ def project(spec: ModelSpec, weights: Part, hidden: Tensor) -> Projections:
 
 
 def finish(spec: ModelSpec, weights: Part, hidden: Tensor, attended: Tensor) -> Tensor:
-    """Second half of a layer, of the rows that come out of it, all [n, e]."""
-    hidden = hidden + _linear(weights, "out_proj", attended)
+    """Second half of a layer, of the rows that come out of it, all [n, e]; overwrites `hidden`."""
+    hidden.add_(_linear(weights, "out_proj", attended))
     if not spec.norm_before:
         hidden = _norm(weights, "attention_norm", hidden)
     source = _norm(weights, "mlp_norm", hidden) if spec.norm_before else hidden
-    hidden = hidden + _linear(
-        weights, "fc2", _linear(weights, "fc1", source, activation=spec.activation)
-    )
+    inner = _linear(weights, "fc1", source, activation=spec.activation)
+    hidden.add_(_linear(weights, "fc2", inner))
     return hidden if spec.norm_before else _norm(weights, "mlp_norm", hidden)
 
 

@@ -57,11 +57,17 @@ class Activations:
         self._placement = placement
         self._device, self._spill, self._link = device, spill, link
         self._kept: dict[int, _Kept] = {}
+        self._places: dict[int, Tensor] = {}
+        """Of those that are all on the device: the same ones in all layers."""
 
     def put(self, micro_batch: int, hidden: Tensor) -> None:
         """Keep the hidden states [n, e] of a micro-batch."""
         if self._placement == ON_DEVICE:
-            self._kept[micro_batch] = _Kept(in_memory=[hidden])
+            # Where they were before: new memory in each layer, between what is computed on the way,
+            # would leave holes that make the heap grow by hundreds of megabytes.
+            place = self._places.setdefault(micro_batch, hidden)
+            if place is not hidden:
+                place.copy_(hidden)
             return
         kept = self._kept[micro_batch] = _Kept(in_memory=[])
         for tier, rows in self._parts(hidden):
@@ -85,7 +91,9 @@ class Activations:
             kept.bring()
 
     def take(self, micro_batch: int) -> Tensor:
-        """Return the hidden states of a micro-batch [n, e], and let go of them."""
+        """Return the hidden states of a micro-batch [n, e], which may be overwritten."""
+        if self._placement == ON_DEVICE:
+            return self._places[micro_batch]
         kept = self._kept.pop(micro_batch)
         parts = kept.in_memory
         kept.bring()
