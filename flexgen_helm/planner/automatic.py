@@ -22,7 +22,11 @@ def fits_as_it_is(setup: Setup, budget: MemoryBudget, workload: Workload) -> boo
     """
     try:
         tokens = plan_memory(
-            setup, Policy(), budget, least_filled=workload.least_filled
+            setup,
+            Policy(),
+            budget,
+            least_filled=workload.least_filled,
+            most_rows=workload.most_rows,
         ).cache_tokens
     except BudgetError:
         return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import ceil, inf
 
 from flexgen_helm.errors import BudgetError
 from flexgen_helm.planner.costs import Shape
@@ -69,7 +70,12 @@ class MemoryPlan:
 
 
 def plan_memory(
-    setup: Setup, policy: Policy, budget: MemoryBudget, *, least_filled: float = LEAST_FILLED
+    setup: Setup,
+    policy: Policy,
+    budget: MemoryBudget,
+    *,
+    least_filled: float = LEAST_FILLED,
+    most_rows: float = inf,
 ) -> MemoryPlan:
     """Work out what a policy takes, and what a budget leaves for the KV cache.
 
@@ -78,11 +84,12 @@ def plan_memory(
         policy: where everything is.
         budget: what may be used.
         least_filled: part of the KV cache that holds tokens, at least; the rest is padding.
+        most_rows: of a pass over the weights, at most, whatever the policy would allow.
 
     Raises:
         BudgetError: not even one token could be cached.
     """
-    plan = _plan(setup, policy, budget, least_filled)
+    plan = _plan(setup, _as_filled(policy, most_rows), budget, least_filled)
     if plan.cache_tokens is not None and plan.cache_tokens < 1:
         nearest = nearest_policy(setup, policy, budget)
         advice = (
@@ -92,6 +99,16 @@ def plan_memory(
         )
         raise BudgetError(f"{_shortfall(setup, plan, budget)}; {advice}")
     return plan
+
+
+def _as_filled(policy: Policy, most_rows: float) -> Policy:
+    """Return a policy with no more and no larger micro-batches than are needed for some rows."""
+    if most_rows >= policy.micro_batch_tokens * policy.num_micro_batches:
+        return policy
+    tokens = max(1, min(policy.micro_batch_tokens, ceil(most_rows)))
+    return replace(
+        policy, micro_batch_tokens=tokens, num_micro_batches=max(1, ceil(most_rows / tokens))
+    )
 
 
 def nearest_policy(setup: Setup, policy: Policy, budget: MemoryBudget) -> Policy | None:

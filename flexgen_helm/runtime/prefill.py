@@ -72,7 +72,7 @@ class PrefillMicroBatch:
         self._pool_writes = pool_writes
         self._previous = previous
         self._carries = model.indices(carries)
-        self._carried_on = KeysValues(torch.empty(0), torch.empty(0))
+        self._carried_on: KeysValues | None = None
         self._chains = chain_batches(packed.places, needed, model.device)
         self._writes = [
             (segments[place.segment], model.indices(place.chain))
@@ -124,7 +124,7 @@ class PrefillMicroBatch:
     def _store(self, layer: int, new: KeysValues) -> tuple[Tensor, Tensor]:
         """Keep keys and values for later; return those the rows see outside of segments."""
         visible = self._with_carried(new)
-        self._carried_on = visible.rows(self._carries)  # a copy: of all layers' rows none are kept
+        self._carry_on(visible)
         for segment, rows in self._writes:
             segment.write(layer, visible.rows(rows).by_head(self._num_heads))
         for write in self._pool_writes:
@@ -148,8 +148,23 @@ class PrefillMicroBatch:
         if self._previous is None or not len(self._previous._carries):
             return new
         carried = self._previous._carried_on
+        assert carried is not None, "the micro-batch before has attended in this layer"
         keys, values = (torch.cat(both) for both in zip(carried, new, strict=True))
         return KeysValues(keys, values)
+
+    def _carry_on(self, visible: KeysValues) -> None:
+        """Keep a copy of what the next micro-batch sees of this one.
+
+        In the same memory for all layers: made anew among what a layer takes and gives back, it
+        would leave holes that make the heap grow by a hundred megabytes.
+        """
+        if not len(self._carries):
+            return
+        if self._carried_on is None:
+            self._carried_on = visible.rows(self._carries)
+            return
+        for rows, place in zip(visible, self._carried_on, strict=True):
+            torch.index_select(rows, 0, self._carries, out=place)
 
     def _heads(self, rows: Tensor) -> Tensor:
         """[n, e] -> [n, h, d]."""

@@ -120,6 +120,11 @@ class Workload:
         return self.scenarios[0].least_filled if len(self.scenarios) == 1 else LEAST_FILLED
 
     @property
+    def most_rows(self) -> float:
+        """Tokens that are computed in one pass, at most: all prompts, and one of each sequence."""
+        return sum(scenario.prompt_tokens + scenario.num_requests for scenario in self)
+
+    @property
     def generated_tokens(self) -> int:
         """Tokens generated, at most."""
         return sum(scenario.num_requests * scenario.new_tokens for scenario in self)

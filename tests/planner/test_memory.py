@@ -150,6 +150,20 @@ def test_what_cannot_fit_is_refused_without():
     assert nearest_policy(setup(), Policy(), MemoryBudget(device="100MB")) is None
 
 
+def test_no_more_rows_are_planned_for_than_there_are():
+    """Of 700: a micro-batch of 512, and one of what is left."""
+    policy = Policy(micro_batch_tokens=512, num_micro_batches=16)
+
+    def fixed(**changes):
+        return plan_memory(setup(), policy, MemoryBudget(), **changes).fixed
+
+    expected = fixed_terms(setup(), dataclasses.replace(policy, num_micro_batches=2))
+    assert fixed(most_rows=700) == expected
+    assert fixed(most_rows=10**6) == fixed() == fixed_terms(setup(), policy)
+    few = Policy(micro_batch_tokens=5, num_micro_batches=1)
+    assert fixed(most_rows=4.5) == fixed_terms(setup(), few)
+
+
 def test_without_a_limit_nothing_is_moved():
     assert nearest_policy(setup(), Policy(), MemoryBudget()) == Policy()
     assert plan_memory(setup(), Policy(), MemoryBudget()).cache_tokens is None

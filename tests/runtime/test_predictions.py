@@ -1,13 +1,14 @@
 """Plans and predictions as a user of the engine meets them."""
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 
 from flexgen_helm import Engine, GenerationRequest, MemoryBudget, Policy, SamplingParams
 from flexgen_helm.errors import HardwareError
 from flexgen_helm.model.checkpoint import read_spec
-from flexgen_helm.planner.memory import fixed_terms
+from flexgen_helm.planner.memory import plan_memory
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.runtime import arrangement
 from flexgen_helm.specs.calibration import PROFILE_VARIABLE
@@ -21,33 +22,52 @@ MACHINE = replace(CPU, dtype="float32")
 def requests(count=6):
     sampling = SamplingParams(max_tokens=6)
     return [
-        GenerationRequest(prompt_token_ids=[2, 5, 6 + i], sampling=sampling) for i in range(count)
+        GenerationRequest(prompt_token_ids=[2, 5 + i // 90, 6 + i % 90], sampling=sampling)
+        for i in range(count)
     ]
+
+
+MANY = 500
+
+
+def less_than_needed(checkpoint, *, most_rows=inf):
+    """Memory that is too small for what the default policy takes for so many rows."""
+    setup = Setup(
+        spec=read_spec(checkpoint), compression=Compression(), dtype_bytes=4, unified=True
+    )
+    terms = plan_memory(setup, Policy(), MemoryBudget(), most_rows=most_rows).fixed.values()
+    needed = sum(term.get(tier, 0) for term in terms for tier in Tier)
+    return MemoryBudget(device=int(needed * 0.97))
 
 
 @pytest.fixture
 def tight(checkpoint):
-    """Memory that is too small for what the default policy takes."""
-    setup = Setup(
-        spec=read_spec(checkpoint), compression=Compression(), dtype_bytes=4, unified=True
-    )
-    needed = sum(
-        term.get(tier, 0) for term in fixed_terms(setup, Policy()).values() for tier in Tier
-    )
-    return MemoryBudget(device=int(needed * 0.97))
+    """Memory that is too small for the default policy and `MANY` requests of three tokens."""
+    return less_than_needed(checkpoint, most_rows=4 * MANY)
+
+
+def test_few_requests_fit_where_many_would_not(checkpoint, tmp_path):
+    budget = less_than_needed(checkpoint)
+    with Engine.from_pretrained(
+        checkpoint, budget=budget, hardware=MACHINE, dtype="float32", offload_dir=tmp_path
+    ) as engine:
+        assert engine.prediction is not None
+        engine.generate(requests())
+        assert engine.prediction is None
+        assert engine.policy == Policy()
 
 
 def test_what_does_not_fit_is_planned_for_its_requests(checkpoint, tight, tmp_path, capsys):
     arguments = {"dtype": "float32", "device": "cpu", "offload_dir": tmp_path}
     with Engine.from_pretrained(checkpoint, **arguments) as engine:
-        expected = engine.generate(requests())
+        expected = engine.generate(requests(MANY))
         assert engine.prediction is None
     capsys.readouterr()
     with Engine.from_pretrained(checkpoint, budget=tight, hardware=MACHINE, **arguments) as engine:
         assert engine.prediction is not None
-        results = engine.generate(requests())
+        results = engine.generate(requests(MANY))
         assert engine.policy == engine.prediction.policy != Policy()
-        assert engine.prediction.per_scenario[0].num_requests == 6
+        assert engine.prediction.per_scenario[0].num_requests == MANY
         engine.generate(requests(2))
     assert [r.completions for r in results] == [r.completions for r in expected]
     shown = capsys.readouterr().err
