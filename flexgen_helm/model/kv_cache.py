@@ -226,6 +226,12 @@ class CachePool:
         """Begin what `read` will wait for; return the bytes of memory this takes."""
         return sum(room.begin_read() for room in self._rooms(layer, on_host=on_host))
 
+    def forget_reads(self) -> None:
+        """Give up the host's memory of what was begun to be read."""
+        for rooms in self._layers:
+            for room in rooms:
+                room.forget_read()
+
     @contextmanager
     def read(self, layer: int, *, on_host: bool = False) -> Iterator[list[CachePart]]:
         """Lend all positions of all slots of a layer, in one part or in several.

@@ -72,6 +72,9 @@ class Room(Protocol):
     def begin_read(self) -> int:
         """Begin what `read` will wait for; return the bytes of memory this takes."""
 
+    def forget_read(self) -> None:
+        """Give up the host's memory of what was begun to be read."""
+
     def read(self) -> AbstractContextManager[Rows]:
         """Lend all positions of all slots, [b, t] and what the format makes of a position.
 
@@ -115,6 +118,9 @@ class MemoryRoom:
 
     def begin_read(self) -> int:
         return 0
+
+    def forget_read(self) -> None:
+        pass
 
     @contextmanager
     def read(self) -> Iterator[Rows]:
@@ -190,7 +196,12 @@ class DiskRoom:
         self._prefilled = None
 
     def begin_read(self) -> int:
-        return 0 if self._region is None else self._region.begin_read()
+        begun = 0 if self._region is None else self._region.begin_read()
+        return begun + self._run.num_bytes if begun else 0  # a run is put in order beside it
+
+    def forget_read(self) -> None:
+        if self._region is not None:
+            self._region.forget_read()
 
     @contextmanager
     def read(self) -> Iterator[Rows]:
@@ -295,6 +306,9 @@ class LinkedRoom:
             return 0
         self._ahead = self._ahead or self._begin()
         return self._room.num_bytes
+
+    def forget_read(self) -> None:
+        pass  # it is the device's
 
     @contextmanager
     def read(self) -> Iterator[Rows]:

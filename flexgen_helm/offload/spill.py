@@ -29,7 +29,7 @@ from flexgen_helm.offload.disk import (
     aligned_up,
 )
 from flexgen_helm.offload.waiting import Waiting
-from flexgen_helm.specs.chunks import IDLE_READS, MOST_SPILLED_AT_ONCE, WRITES_IN_FLIGHT
+from flexgen_helm.specs.chunks import WRITES_IN_FLIGHT, spill_memory
 
 TENSOR_ALIGNMENT = 64
 """Tensors of a record begin at multiples of a cache line."""
@@ -75,20 +75,24 @@ class RecordLayout:
 class Buffers:
     """Aligned memory that is used again. Safe to use from threads.
 
+    Memory that the system has to provide anew is slow: what has been used makes place for what is
+    read next.
+
     Args:
-        idle_bytes: of buffers that are kept while nobody uses them.
+        most_bytes: of all buffers; with more in use, none are kept that nobody uses.
         make: makes another one.
     """
 
     def __init__(
         self,
-        idle_bytes: int = IDLE_READS * MOST_SPILLED_AT_ONCE,
+        most_bytes: int,
         make: Callable[[int], Tensor] = aligned_buffer,
     ) -> None:
-        self._idle_bytes = idle_bytes
+        self._most_bytes = most_bytes
         self._make = make
         self._lock = threading.Lock()
         self._idle: list[Tensor] = []
+        self._used_bytes = 0
 
     def take(self, num_bytes: int) -> Tensor:
         """Return a buffer of at least so many bytes, and at most twice as many."""
@@ -99,15 +103,26 @@ class Buffers:
                 if num_bytes <= len(buffer) <= 2 * num_bytes
             ]
             if fitting:
-                return self._idle.pop(min(fitting)[1])
-        return self._make(num_bytes)
+                buffer = self._idle.pop(min(fitting)[1])
+                self._used_bytes += len(buffer)
+                return buffer
+            self._forget_beyond(self._most_bytes - num_bytes)
+        buffer = self._make(num_bytes)
+        with self._lock:
+            self._used_bytes += len(buffer)
+        return buffer
 
     def give(self, buffer: Tensor) -> None:
-        """Take a buffer back that nobody reads any more; forget those idle for longest."""
+        """Take a buffer back that nobody reads any more."""
         with self._lock:
+            self._used_bytes -= len(buffer)
             self._idle.append(buffer)
-            while sum(map(len, self._idle)) > self._idle_bytes:
-                del self._idle[0]
+            self._forget_beyond(self._most_bytes)
+
+    def _forget_beyond(self, most_bytes: int) -> None:
+        """Forget those idle for longest, until all together have so many bytes."""
+        while self._idle and self._used_bytes + sum(map(len, self._idle)) > most_bytes:
+            del self._idle[0]
 
 
 class Spill:
@@ -117,7 +132,7 @@ class Spill:
         directory: where the file is.
         overlap: whether reads ahead and writes go on while the caller computes.
         limit_bytes: what may be on disk at a time; `None` for whatever the disk holds.
-        idle_bytes: of buffers in memory that are kept while nobody uses them.
+        memory_bytes: of buffers in memory, beyond which none are kept that nobody uses.
         waiting: told of waits for the disk.
         make_buffer: makes memory that is read into and written from.
     """
@@ -128,7 +143,7 @@ class Spill:
         *,
         overlap: bool = True,
         limit_bytes: int | None = None,
-        idle_bytes: int = IDLE_READS * MOST_SPILLED_AT_ONCE,
+        memory_bytes: int | None = None,
         waiting: Waiting | None = None,
         make_buffer: Callable[[int], Tensor] = aligned_buffer,
     ) -> None:
@@ -150,7 +165,7 @@ class Spill:
         self._end = 0
         self.overlap = overlap
         self.waiting = waiting or Waiting()
-        self.buffers = Buffers(idle_bytes, make_buffer)
+        self.buffers = Buffers(memory_bytes or spill_memory(), make_buffer)
         self.num_bytes = 0
         """Bytes of all regions in use."""
         self.peak_bytes = 0
@@ -292,6 +307,14 @@ class SpillRegion:
             return 0
         self._ahead = self._ahead or self._begin()
         return len(self._ahead[0])
+
+    def forget_read(self) -> None:
+        """Give up the memory of what was begun to be read."""
+        if self._ahead is None:
+            return
+        (buffer, futures), self._ahead = self._ahead, None
+        self._wait(futures)
+        self._spill.buffers.give(buffer)
 
     @contextmanager
     def read(self) -> Iterator[list[list[Tensor]]]:

@@ -21,13 +21,7 @@ def fits_as_it_is(setup: Setup, budget: MemoryBudget, workload: Workload) -> boo
     Offloading is of no use then, and nothing needs to be worked out.
     """
     try:
-        tokens = plan_memory(
-            setup,
-            Policy(),
-            budget,
-            least_filled=workload.least_filled,
-            most_rows=workload.most_rows,
-        ).cache_tokens
+        tokens = plan_memory(setup, Policy(), budget, workload).cache_tokens
     except BudgetError:
         return False
     wanted = max(

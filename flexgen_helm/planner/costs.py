@@ -57,6 +57,9 @@ class Shape:
     cache_on_disk: bool = True
     """Likewise of the KV cache."""
 
+    cache_limited: bool = True
+    """Whether a policy says how large the KV cache may be: what is read at once depends on it."""
+
     @classmethod
     def of(cls, policy: Policy, cached_tokens: int) -> Shape:
         """Return that of a policy, with room for so many tokens in the KV cache."""
@@ -69,6 +72,7 @@ class Shape:
             overlap=policy.overlap,
             weights_on_disk=policy.weights.disk > 0,
             cache_on_disk=policy.cache.disk > 0,
+            cache_limited=policy.cache_bytes is not None,
         )
 
     @property
@@ -327,8 +331,10 @@ class _Costs:
         if self.shape.cache_on_disk:
             room_bytes = self._stored_bytes(self.lengths.final_len) / self._num_rooms
             cache_bytes = round(self._stored_bytes(self.shape.cached_tokens))
-            at_once = spilled_at_once(cache_bytes, self.setup.spec.num_layers)
-            most = min(most, at_once / room_bytes)
+            limit = cache_bytes if self.shape.cache_limited else None
+            at_once = spilled_at_once(limit, self.setup.spec.num_layers)
+            num_pools = ceil(self.load.sequences * room_bytes / at_once)
+            most = min(most, self.load.sequences / num_pools)
         return max(1.0, min(most, self.load.sequences))
 
     @property

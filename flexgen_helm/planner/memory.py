@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil, inf
+from math import ceil
 
 from flexgen_helm.errors import BudgetError
 from flexgen_helm.planner.costs import Shape
@@ -20,15 +20,15 @@ from flexgen_helm.specs.chunks import (
     DEQUANTIZED_AT_ONCE,
     HEAD_COLUMNS,
     HEAD_ROWS,
-    IDLE_READS,
     LEAST_FILLED,
-    READS_AHEAD,
-    WRITES_IN_FLIGHT,
+    READS_IN_MEMORY,
+    spill_memory,
 )
 from flexgen_helm.specs.compression import quantized_bytes
 from flexgen_helm.specs.hardware import Hardware
 from flexgen_helm.specs.placement import ON_DEVICE, Placement, Tier, place_evenly
 from flexgen_helm.specs.policy import Policy
+from flexgen_helm.specs.workload import Workload
 from flexgen_helm.units import format_bytes
 
 Bytes = Mapping[Tier, float]
@@ -37,8 +37,9 @@ Bytes = Mapping[Tier, float]
 LEAST_TOKENS = 1024
 """Tokens a KV cache should have room for, where that is to be had."""
 
-LIBRARY_BYTES = 80 << 20
-"""Code of torch and oneDNN that comes into memory when it first runs, as measured."""
+LIBRARY_BYTES = 48 << 20
+"""Code of torch and oneDNN that comes into memory when it first runs, and what these keep; 20 to 40
+MB as measured."""
 
 DEQUANTIZING_BYTES = 6
 """Per number: its code as an integer and in float32, where its value takes its place, and a part of
@@ -70,12 +71,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    setup: Setup,
-    policy: Policy,
-    budget: MemoryBudget,
-    *,
-    least_filled: float = LEAST_FILLED,
-    most_rows: float = inf,
+    setup: Setup, policy: Policy, budget: MemoryBudget, workload: Workload | None = None
 ) -> MemoryPlan:
     """Work out what a policy takes, and what a budget leaves for the KV cache.
 
@@ -83,13 +79,18 @@ def plan_memory(
         setup: the model.
         policy: where everything is.
         budget: what may be used.
-        least_filled: part of the KV cache that holds tokens, at least; the rest is padding.
-        most_rows: of a pass over the weights, at most, whatever the policy would allow.
+        workload: what is run; if left out, as much as the policy allows.
 
     Raises:
         BudgetError: not even one token could be cached.
     """
-    plan = _plan(setup, _as_filled(policy, most_rows), budget, least_filled)
+    if workload is None:
+        plan = _plan(setup, policy, budget)
+    else:
+        filled, least = _as_filled(policy, workload.most_rows), workload.least_filled
+        plan = _plan(setup, filled, budget, least)
+        if _is_one_block(policy, workload, plan.cache_tokens):
+            plan = _plan(setup, filled, budget, least, apart=True)
     if plan.cache_tokens is not None and plan.cache_tokens < 1:
         nearest = nearest_policy(setup, policy, budget)
         advice = (
@@ -108,6 +109,16 @@ def _as_filled(policy: Policy, most_rows: float) -> Policy:
     tokens = max(1, min(policy.micro_batch_tokens, ceil(most_rows)))
     return replace(
         policy, micro_batch_tokens=tokens, num_micro_batches=max(1, ceil(most_rows / tokens))
+    )
+
+
+def _is_one_block(policy: Policy, workload: Workload, cache_tokens: int | None) -> bool:
+    """Whether all prompts are computed in one pass, before anything is in decode."""
+    sequences = sum(lengths.num_requests for lengths in workload)
+    return (
+        workload.most_rows <= policy.micro_batch_tokens * policy.num_micro_batches
+        and sequences <= policy.effective_batch
+        and (cache_tokens is None or workload.cached_tokens <= cache_tokens)
     )
 
 
@@ -153,9 +164,19 @@ def budget_of(setup: Setup, hardware: Hardware, budget: MemoryBudget) -> MemoryB
     return MemoryBudget(**{name: max(1, int(size)) for name, size in limits.items()})
 
 
-def fixed_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
-    """Return what a policy takes, whatever is cached."""
-    return _weight_terms(setup, policy) | _working_terms(setup, policy)
+def fixed_terms(
+    setup: Setup, policy: Policy, *, least_filled: float = LEAST_FILLED, apart: bool = False
+) -> dict[str, Bytes]:
+    """Return what a policy takes, whatever is cached.
+
+    Args:
+        setup: the model.
+        policy: where everything is.
+        least_filled: part of the KV cache that holds tokens, at least.
+        apart: whether nothing is in decode while prompts are computed.
+    """
+    working = _working_terms(setup, policy, least_filled, apart=apart)
+    return _weight_terms(setup, policy) | working
 
 
 def _weight_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
@@ -193,7 +214,9 @@ def _placed(
     return place_evenly([dict(layer)] * num_layers, placement)
 
 
-def _working_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
+def _working_terms(
+    setup: Setup, policy: Policy, least_filled: float, *, apart: bool = False
+) -> dict[str, Bytes]:
     """All else."""
     spec, width = setup.spec, setup.spec.hidden_size * setup.dtype_bytes
     rows = policy.micro_batch_tokens * policy.num_micro_batches
@@ -203,7 +226,9 @@ def _working_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
         },
         "layer in use": {Tier.DEVICE: _layer_in_use(setup, policy)},
         "activations": {tier: rows * width * policy.activations.on(tier) for tier in Tier},
-        "cache on its way to disk": {Tier.HOST: _cache_on_its_way(setup, policy)},
+        "cache on its way to disk": {
+            Tier.HOST: _cache_on_its_way(setup, policy, least_filled, apart=apart)
+        },
         "cache on its way to the device": {Tier.DEVICE: _cache_for_device(setup, policy)},
         "micro-batch": {Tier.DEVICE: _micro_batch(setup, policy)},
         "sparse attention": {Tier.DEVICE: _sparse_attention(setup, policy)},
@@ -234,7 +259,7 @@ def needed_bytes(
         cache=_somewhere(setup, shape),
         attention=shape.attention,
     )
-    fixed = _working_terms(setup, policy)
+    fixed = _working_terms(setup, policy, least_filled)
     layer = _matrix_bytes(setup)
     weights, largest = sum(layer.values()) * setup.spec.num_layers, max(layer.values())
     activations = fixed.pop("activations")[Tier.DEVICE]
@@ -305,9 +330,14 @@ def _attending(setup: Setup, attention: str) -> Tier:
 
 
 def _plan(
-    setup: Setup, policy: Policy, budget: MemoryBudget, least_filled: float = LEAST_FILLED
+    setup: Setup,
+    policy: Policy,
+    budget: MemoryBudget,
+    least_filled: float = LEAST_FILLED,
+    *,
+    apart: bool = False,
 ) -> MemoryPlan:
-    fixed = fixed_terms(setup, policy)
+    fixed = fixed_terms(setup, policy, least_filled=least_filled, apart=apart)
     per_token = cache_per_token(setup, policy, least_filled=least_filled)
     rooms = []
     for tiers, allowed in _memories(setup, budget):
@@ -373,13 +403,13 @@ def _micro_batch(setup: Setup, policy: Policy) -> int:
     return (policy.micro_batch_tokens * widths + 3 * CHUNK_SCORES) * setup.dtype_bytes
 
 
-def _cache_on_its_way(setup: Setup, policy: Policy) -> float:
+def _cache_on_its_way(setup: Setup, policy: Policy, least_filled: float, *, apart: bool) -> float:
     """Keys and values between memory and disk.
 
     Prefill fills those of a layer, of all rows of a pass, while those of the layer before are
-    written. In decode there are those read ahead, of one turn more than were asked for. A pool that
-    is packed anew has keys, or values, beside them: as they were read, in order and where they go,
-    and those on their way to disk; that is more than a pool in use has. All have idle buffers.
+    written. Decode has those in use, those ahead, and what is written meanwhile. A pool that is
+    packed anew takes no more, as nothing is ahead then: keys, or values, as they were read, in
+    order and where they go, and those on their way to disk.
     """
     if not policy.cache.disk:
         return 0
@@ -388,23 +418,19 @@ def _cache_on_its_way(setup: Setup, policy: Policy) -> float:
     position = stored / (2 * spec.num_layers)
     rows = policy.micro_batch_tokens * policy.num_micro_batches
     planned = policy.spilled_at_once(spec.num_layers)
-    at_once = max(planned, spec.max_positions * position)
-    in_use = (2 + 3 + WRITES_IN_FLIGHT) * at_once
-    beside = (READS_AHEAD + IDLE_READS) * planned
-    return 4 * rows * position / LEAST_FILLED + in_use + beside
+    filling = 4 * rows * position / least_filled
+    reading = spill_memory(max(planned, round(spec.max_positions * position)))
+    return max(filling, reading) if apart else filling + reading
 
 
 def _cache_for_device(setup: Setup, policy: Policy) -> float:
-    """Keys and values that were brought to a device: those of a turn in use, and those ahead.
-
-    What is ahead may be more than was asked for by a turn.
-    """
+    """Keys and values that were brought to a device: those of a turn in use, and those ahead."""
     if setup.unified or policy.attention == "host" or policy.cache.device == 1:
         return 0
     spec = setup.spec
     token = spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
     longest = spec.max_positions * token / (2 * spec.num_layers)
-    return (2 + READS_AHEAD + 2) * max(policy.spilled_at_once(spec.num_layers), longest)
+    return READS_IN_MEMORY * max(policy.spilled_at_once(spec.num_layers), longest)
 
 
 def _sparse_attention(setup: Setup, policy: Policy) -> int:

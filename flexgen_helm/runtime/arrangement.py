@@ -83,13 +83,7 @@ class Arranger:
         Raises:
             BudgetError: it does not fit the budget.
         """
-        memory = plan_memory(
-            self._setup,
-            policy,
-            self._budget,
-            least_filled=workload.least_filled,
-            most_rows=workload.most_rows,
-        )
+        memory = plan_memory(self._setup, policy, self._budget, workload)
         return Arrangement(policy=policy, memory=memory)
 
     def plan(self, workload: Workload) -> Arrangement:

@@ -21,7 +21,7 @@ from flexgen_helm.runtime.arrangement import Arrangement
 from flexgen_helm.runtime.detokenizer import Tokenizer
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.specs.budget import MemoryBudget
-from flexgen_helm.specs.chunks import IDLE_READS
+from flexgen_helm.specs.chunks import spill_memory
 from flexgen_helm.specs.placement import ON_DEVICE, Tier
 
 
@@ -77,13 +77,13 @@ class Loader:
         )
 
     def _spill(self, arrangement: Arrangement, link: Link | None, waiting: Waiting) -> Spill:
-        on_disk = self.budget.on(Tier.DISK)
+        spec, on_disk = self.setup.spec, self.budget.on(Tier.DISK)
         limit = None if on_disk is None else on_disk - arrangement.memory.weights_on_disk
         return Spill(
             self.offload_dir,
             overlap=arrangement.policy.overlap,
             limit_bytes=limit,
-            idle_bytes=IDLE_READS * arrangement.policy.spilled_at_once(self.setup.spec.num_layers),
+            memory_bytes=spill_memory(arrangement.policy.spilled_at_once(spec.num_layers)),
             waiting=waiting,
             make_buffer=aligned_buffer if link is None else link.buffer,
         )

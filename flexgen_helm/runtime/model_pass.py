@@ -19,7 +19,7 @@ from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.prefill import PrefillMicroBatch
 from flexgen_helm.runtime.read_ahead import ReadAhead
 from flexgen_helm.runtime.schedule import Half, Turn, block_schedule, turns_of_pass
-from flexgen_helm.specs.chunks import READS_AHEAD
+from flexgen_helm.specs.chunks import READS_IN_MEMORY
 from flexgen_helm.specs.placement import Placement
 
 TURNS_AHEAD = 2
@@ -72,7 +72,7 @@ class ModelPass:
         read_ahead = ReadAhead(
             self._turns(),
             lambda turn: micro_batches[turn.micro_batch].begin_read(turn.layer),
-            most_bytes=READS_AHEAD * model.spilled_at_once,
+            most_bytes=READS_IN_MEMORY * model.spilled_at_once,
         )
         outputs = []
         for step in block_schedule(num_layers, len(micro_batches), apart=model.attends_apart):

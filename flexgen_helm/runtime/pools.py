@@ -242,12 +242,18 @@ class Pool:
 
 
 def make_pools(members: Iterable[Decoding], size: int, model: Model) -> list[Pool]:
-    """Divide sequences into pools of at most `size`, of similar capacity each."""
+    """Divide sequences into pools of at most `size`, of similar capacity each.
+
+    Where there is a limit to what may be read at once, they are of similar size, too: what is ahead
+    of its turn takes the memory of the largest.
+    """
     pools: list[list[Decoding]] = []
+    ordered = sorted(members, key=lambda member: (-member.capacity, member.order))
     most = _most_positions(model)
-    for member in sorted(members, key=lambda member: (-member.capacity, member.order)):
+    share = _equal_share(sum(member.capacity for member in ordered), most)
+    for member in ordered:
         longest, count = (pools[-1][0].capacity, len(pools[-1]) + 1) if pools else (0, 1)
-        fit = count <= size and count * longest <= most
+        fit = count <= size and count * longest <= most and (count - 1) * longest < share
         if not pools or not fit or member.capacity < LEAST_FILLED * longest:
             pools.append([])
         pools[-1].append(member)
@@ -256,13 +262,20 @@ def make_pools(members: Iterable[Decoding], size: int, model: Model) -> list[Poo
 
 def repack(pools: Iterable[Pool], size: int) -> list[Pool]:
     """Drop empty pools, pack outgrown ones anew, and join those that are soon better together."""
+    left = sorted((pool for pool in pools if pool.members), key=lambda pool: -pool.capacity)
+
+    def merge(*merged: Pool) -> Pool:
+        for pool in left:  # or it would be in memory beside what is packed
+            pool.cache.forget_reads()
+        return Pool.merge(merged)
+
     repacked: list[Pool] = []
-    for pool in sorted((p for p in pools if p.members), key=lambda pool: -pool.capacity):
+    for pool in left:
         other = repacked[-1] if repacked else None
         if other is not None and _joins(other, pool, size):
-            repacked[-1] = Pool.merge([other, pool])
+            repacked[-1] = merge(other, pool)
         elif pool.outgrown:
-            repacked.append(Pool.merge([pool]))
+            repacked.append(merge(pool))
         else:
             repacked.append(pool)
     return repacked
@@ -295,6 +308,11 @@ def _most_positions(model: Model) -> float:
     if not moves:
         return math.inf
     return model.spilled_at_once / cache_format.bytes_per_position
+
+
+def _equal_share(positions: int, most: float) -> float:
+    """Positions of each of as few pools as possible, if none has more than `most`."""
+    return most if math.isinf(most) else positions / max(1, math.ceil(positions / most))
 
 
 def _fit(pools: Sequence_[Pool], size: int) -> bool:

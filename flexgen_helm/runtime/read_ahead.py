@@ -17,7 +17,8 @@ class ReadAhead:
     Args:
         turns: all there are, in the order in which they come.
         begin: begins the reads of a turn; returns the bytes of memory they take until it comes.
-        most_bytes: beyond which nothing more is begun; of the next turn it always is.
+        most_bytes: of the turn that has come and those ahead together; but those of the next turn
+            are always begun.
     """
 
     def __init__(
@@ -28,6 +29,8 @@ class ReadAhead:
         self._most_bytes = most_bytes
         self._ahead: deque[int] = deque()
         """Bytes of each turn that is ahead and begun."""
+        self._largest = 0
+        """Bytes of a turn, at most, so far."""
 
     def advance(self) -> None:
         """Be told that a turn has come: what was read for it is in use."""
@@ -35,8 +38,10 @@ class ReadAhead:
             self._ahead.popleft()
         else:
             next(self._turns, None)  # the first: nothing was ahead of it
-        while not self._ahead or sum(self._ahead) < self._most_bytes:
+        # The one that has come may be as large as any, and so may the one that would be begun.
+        while not self._ahead or sum(self._ahead) + 2 * self._largest <= self._most_bytes:
             turn = next(self._turns, None)
             if turn is None:
                 break
             self._ahead.append(self._begin(turn))
+            self._largest = max(self._largest, self._ahead[-1])

@@ -29,19 +29,16 @@ SPILLED_PARTS = 4
 """Reads that a small cache's keys, or values, of a layer are divided into: its buffers should not
 be larger than itself."""
 
-IDLE_READS = 2
-"""Reads whose buffers for the disk are kept for the next who needs one, as memory the system has to
-provide anew is slow: keys and values that have been used make place for those read next."""
-
-READS_AHEAD = 3
-"""Reads of keys and values that are begun before their turn comes, beyond those of the next turn:
-enough for the disk to be busy while those computed on take longer than theirs took to read."""
+READS_IN_MEMORY = 6
+"""Reads of keys and values that are in memory at once: those of a turn, which are two, and others
+that were begun before their turn comes, enough for the disk to be busy while those computed on
+take longer than theirs took to read."""
 
 LOADS_IN_FLIGHT = 4
 """Keys, or values, of a layer that are brought to a GPU at once, where they come from the disk."""
 
 WRITES_IN_FLIGHT = 4
-"""Buffers on their way to disk at once."""
+"""Buffers on their way to disk at once; together they are no more than one read, as a rule."""
 
 GROWTH = 64
 """Tokens that sequences side by side have more room for in memory than they hold when they are
@@ -63,3 +60,8 @@ def spilled_at_once(cache_bytes: int | None, num_layers: int) -> int:
         return MOST_SPILLED_AT_ONCE
     part = cache_bytes // (2 * num_layers * SPILLED_PARTS)
     return min(MOST_SPILLED_AT_ONCE, max(LEAST_SPILLED_AT_ONCE, part))
+
+
+def spill_memory(at_once: int = MOST_SPILLED_AT_ONCE) -> int:
+    """Return the bytes of memory that reads of so many, and what is written, take together."""
+    return (READS_IN_MEMORY + 1) * at_once

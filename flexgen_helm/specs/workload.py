@@ -125,6 +125,13 @@ class Workload:
         return sum(scenario.prompt_tokens + scenario.num_requests for scenario in self)
 
     @property
+    def cached_tokens(self) -> float:
+        """Tokens in the KV cache, with padding, where all requests are in decode together."""
+        decoding = (lengths for lengths in self if lengths.decodes)
+        tokens = sum(lengths.num_requests * lengths.final_len for lengths in decoding)
+        return tokens / self.least_filled
+
+    @property
     def generated_tokens(self) -> int:
         """Tokens generated, at most."""
         return sum(scenario.num_requests * scenario.new_tokens for scenario in self)

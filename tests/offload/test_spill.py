@@ -142,7 +142,7 @@ def test_what_is_ahead_takes_memory_until_it_is_read(spill):
 
 
 def test_buffers_come_back_if_they_fit():
-    buffers = Buffers()
+    buffers = Buffers(100 * ALIGNMENT)
     large, small = buffers.take(10 * ALIGNMENT), buffers.take(ALIGNMENT)
     buffers.give(large)
     buffers.give(small)
@@ -156,10 +156,14 @@ def test_buffers_come_back_if_they_fit():
 
 
 def test_buffers_idle_for_longest_are_forgotten():
-    buffers = Buffers(idle_bytes=400)
-    for value in range(5):
-        buffers.give(torch.full((), value, dtype=torch.uint8).expand(100))
-    assert [int(buffer[0]) for buffer in buffers._idle] == [1, 2, 3, 4]
+    made = iter(range(6))
+    buffers = Buffers(500, lambda size: torch.full((), next(made), dtype=torch.uint8).expand(size))
+    taken = [buffers.take(100) for _ in range(5)]
+    for buffer in taken:
+        buffers.give(buffer)
+    assert [int(buffer[0]) for buffer in buffers._idle] == [0, 1, 2, 3, 4]
+    buffers.take(250)
+    assert [int(buffer[0]) for buffer in buffers._idle] == [3, 4], "all have 450 of 500"
 
 
 def test_a_disk_that_is_full_is_told_from_one_that_is_broken(spill):

@@ -18,6 +18,7 @@ from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.placement import Placement, Tier
 from flexgen_helm.specs.policy import Policy
+from flexgen_helm.specs.workload import RequestLengths, Workload
 
 OPT_1_3B = ModelSpec(
     num_layers=24,
@@ -61,25 +62,66 @@ def test_terms_by_hand():
     assert terms["micro-batch"] == {Tier.DEVICE: 512 * 20 * 2048 * 2 + 3 * 2 * 4 * 2**20}
 
 
+def requests(count, prompt_len, new_tokens, *, least_filled=1.0):
+    lengths = RequestLengths(
+        name="some",
+        num_requests=count,
+        prompt_len=prompt_len,
+        max_prompt_len=prompt_len,
+        new_tokens=new_tokens,
+        least_filled=least_filled,
+    )
+    return Workload(name="some", scenarios=(lengths,))
+
+
 def test_a_cache_on_disk_passes_through_memory():
-    """Rows of a pass four times, as prefill has them; what is read at once nine times, three times
-    of it ahead, and twice of it idle."""
+    """Rows of a pass four times, as prefill has them; what is read at once seven times."""
     policy = Policy(cache=Placement(disk=1), micro_batch_tokens=512, num_micro_batches=4)
     terms = fixed_terms(setup(), policy)
     rows = 4 * 4 * 512 * 2048 * 2 / 0.8
-    assert terms["cache on its way to disk"] == {Tier.HOST: rows + (9 + 3 + 2) * 32 * 2**20}
+    assert terms["cache on its way to disk"] == {Tier.HOST: rows + 7 * 32 * 2**20}
     assert fixed_terms(setup(), Policy())["cache on its way to disk"] == {Tier.HOST: 0}
 
 
 def test_a_small_cache_on_disk_has_small_buffers():
-    """Those of at least the 8 MB that one sequence may have, nine times; and five of 4 MB."""
+    """Those of at least the 8 MB that one sequence may have, seven times."""
     policy = Policy(
         cache=Placement(disk=1), micro_batch_tokens=512, num_micro_batches=4, cache_bytes=10**8
     )
     rows = 4 * 4 * 512 * 2048 * 2 / 0.8
     assert fixed_terms(setup(), policy)["cache on its way to disk"] == {
-        Tier.HOST: rows + (9 * 8 + 5 * 4) * 2**20
+        Tier.HOST: rows + 7 * 8 * 2**20
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "limit", "apart"),
+    [
+        ({}, None, True),
+        ({}, "5GB", True),
+        ({"num_micro_batches": 1}, None, False),  # prompts of a second pass meet those in decode
+        ({"micro_batch_size": 10}, None, False),
+        ({}, "3GB", False),  # 2.4 of it weights: some have to wait
+    ],
+)
+def test_what_prefill_and_decode_take_of_a_block_alone_is_not_added(changes, limit, apart):
+    """60 prompts of 32 tokens fill their part of a layer, or are read."""
+    policy = Policy(
+        **{
+            "cache": Placement(disk=1),
+            "weights": Placement(disk=1),
+            "micro_batch_tokens": 512,
+            "num_micro_batches": 4,
+            "micro_batch_size": 512,
+            **changes,
+        }
+    )
+    rows = policy.num_micro_batches * 512
+    filling, reading = 4 * rows * 2048 * 2, 7 * 32 * 2**20
+    budget = MemoryBudget(disk=limit)
+    plan = plan_memory(setup(), policy, budget, requests(60, 32, 100))
+    taken = plan.fixed["cache on its way to disk"][Tier.HOST]
+    assert taken == (max(filling, reading) if apart else filling + reading)
 
 
 def test_sparse_attention_by_hand():
@@ -97,12 +139,12 @@ def test_what_is_on_the_device_needs_no_staging():
 
 
 def test_what_comes_to_a_device_of_its_own_is_staged_there():
-    """Two layers of weights; of keys and values those of a turn in use, of three and of another."""
+    """Two layers of weights; of keys and values six reads."""
     policy = Policy(weights=Placement(host=0.5, disk=0.5), cache=Placement(host=1))
     terms = fixed_terms(setup(unified=False), policy)
     assert terms["staging buffers"][Tier.DEVICE] == 2 * LAYER_BYTES
     assert terms["staging buffers"][Tier.HOST] < 2 * LAYER_BYTES
-    assert terms["cache on its way to the device"] == {Tier.DEVICE: 7 * 32 * 2**20}
+    assert terms["cache on its way to the device"] == {Tier.DEVICE: 6 * 32 * 2**20}
 
 
 def test_what_the_host_attends_to_stays_there():
@@ -151,17 +193,17 @@ def test_what_cannot_fit_is_refused_without():
 
 
 def test_no_more_rows_are_planned_for_than_there_are():
-    """Of 700: a micro-batch of 512, and one of what is left."""
+    """Of 70 times 10: a micro-batch of 512, and one of what is left."""
     policy = Policy(micro_batch_tokens=512, num_micro_batches=16)
 
-    def fixed(**changes):
-        return plan_memory(setup(), policy, MemoryBudget(), **changes).fixed
+    def fixed(workload=None):
+        return plan_memory(setup(), policy, MemoryBudget(), workload).fixed
 
     expected = fixed_terms(setup(), dataclasses.replace(policy, num_micro_batches=2))
-    assert fixed(most_rows=700) == expected
-    assert fixed(most_rows=10**6) == fixed() == fixed_terms(setup(), policy)
-    few = Policy(micro_batch_tokens=5, num_micro_batches=1)
-    assert fixed(most_rows=4.5) == fixed_terms(setup(), few)
+    assert fixed(requests(70, 9, 10)) == expected
+    assert fixed(requests(10**5, 9, 10)) == fixed() == fixed_terms(setup(), policy)
+    few = Policy(micro_batch_tokens=4, num_micro_batches=1)
+    assert fixed(requests(1, 3, 1)) == fixed_terms(setup(), few)
 
 
 def test_without_a_limit_nothing_is_moved():
@@ -230,8 +272,8 @@ def test_policies_are_otherwise_as_they_were():
 
 def test_requests_that_are_alike_need_no_padding():
     padded, exact = (
-        plan_memory(setup(), Policy(), MemoryBudget(), least_filled=filled).per_token[Tier.DEVICE]
-        for filled in (0.8, 1.0)
+        plan_memory(setup(), Policy(), MemoryBudget(), workload).per_token[Tier.DEVICE]
+        for workload in (requests(9, 50, 10, least_filled=filled) for filled in (0.8, 1.0))
     )
     assert exact == 2 * 24 * 2048 * 2  # keys and values of 24 layers, in two bytes
     assert padded == exact / 0.8

@@ -1,7 +1,6 @@
 """Plans and predictions as a user of the engine meets them."""
 
 from dataclasses import replace
-from math import inf
 
 import pytest
 
@@ -11,6 +10,7 @@ from flexgen_helm.model.checkpoint import read_spec
 from flexgen_helm.planner.memory import plan_memory
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.runtime import arrangement
+from flexgen_helm.runtime.lengths import workload_of
 from flexgen_helm.specs.calibration import PROFILE_VARIABLE
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.placement import Tier
@@ -30,12 +30,12 @@ def requests(count=6):
 MANY = 500
 
 
-def less_than_needed(checkpoint, *, most_rows=inf):
-    """Memory that is too small for what the default policy takes for so many rows."""
+def less_than_needed(checkpoint, workload=None):
+    """Memory that is too small for what the default policy takes for a workload."""
     setup = Setup(
         spec=read_spec(checkpoint), compression=Compression(), dtype_bytes=4, unified=True
     )
-    terms = plan_memory(setup, Policy(), MemoryBudget(), most_rows=most_rows).fixed.values()
+    terms = plan_memory(setup, Policy(), MemoryBudget(), workload).fixed.values()
     needed = sum(term.get(tier, 0) for term in terms for tier in Tier)
     return MemoryBudget(device=int(needed * 0.97))
 
@@ -43,7 +43,7 @@ def less_than_needed(checkpoint, *, most_rows=inf):
 @pytest.fixture
 def tight(checkpoint):
     """Memory that is too small for the default policy and `MANY` requests of three tokens."""
-    return less_than_needed(checkpoint, most_rows=4 * MANY)
+    return less_than_needed(checkpoint, workload_of(requests(MANY)))
 
 
 def test_few_requests_fit_where_many_would_not(checkpoint, tmp_path):
