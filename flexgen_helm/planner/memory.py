@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil
+from math import ceil, inf
 
 from flexgen_helm.errors import BudgetError
 from flexgen_helm.planner.costs import Shape
@@ -44,6 +44,20 @@ MB as measured."""
 DEQUANTIZING_BYTES = 6
 """Per number: its code as an integer and in float32, where its value takes its place, and a part of
 its group's scale and zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filling:
+    """How full requests make what a policy allows."""
+
+    least_filled: float = LEAST_FILLED
+    """Part of the KV cache that holds tokens, at least; the rest is padding."""
+
+    longest: float = inf
+    """Tokens of a sequence, at most."""
+
+    apart: bool = False
+    """Whether nothing is in decode while prompts are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +101,11 @@ def plan_memory(
     if workload is None:
         plan = _plan(setup, policy, budget)
     else:
-        filled, least = _as_filled(policy, workload.most_rows), workload.least_filled
-        plan = _plan(setup, filled, budget, least)
+        filled = _as_filled(policy, workload.most_rows)
+        filling = Filling(least_filled=workload.least_filled, longest=workload.longest)
+        plan = _plan(setup, filled, budget, filling)
         if _is_one_block(policy, workload, plan.cache_tokens):
-            plan = _plan(setup, filled, budget, least, apart=True)
+            plan = _plan(setup, filled, budget, replace(filling, apart=True))
     if plan.cache_tokens is not None and plan.cache_tokens < 1:
         nearest = nearest_policy(setup, policy, budget)
         advice = (
@@ -164,19 +179,9 @@ def budget_of(setup: Setup, hardware: Hardware, budget: MemoryBudget) -> MemoryB
     return MemoryBudget(**{name: max(1, int(size)) for name, size in limits.items()})
 
 
-def fixed_terms(
-    setup: Setup, policy: Policy, *, least_filled: float = LEAST_FILLED, apart: bool = False
-) -> dict[str, Bytes]:
-    """Return what a policy takes, whatever is cached.
-
-    Args:
-        setup: the model.
-        policy: where everything is.
-        least_filled: part of the KV cache that holds tokens, at least.
-        apart: whether nothing is in decode while prompts are computed.
-    """
-    working = _working_terms(setup, policy, least_filled, apart=apart)
-    return _weight_terms(setup, policy) | working
+def fixed_terms(setup: Setup, policy: Policy, filling: Filling | None = None) -> dict[str, Bytes]:
+    """Return what a policy takes, whatever is cached, at most or of requests that fill it so."""
+    return _weight_terms(setup, policy) | _working_terms(setup, policy, filling or Filling())
 
 
 def _weight_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
@@ -214,9 +219,7 @@ def _placed(
     return place_evenly([dict(layer)] * num_layers, placement)
 
 
-def _working_terms(
-    setup: Setup, policy: Policy, least_filled: float, *, apart: bool = False
-) -> dict[str, Bytes]:
+def _working_terms(setup: Setup, policy: Policy, filling: Filling) -> dict[str, Bytes]:
     """All else."""
     spec, width = setup.spec, setup.spec.hidden_size * setup.dtype_bytes
     rows = policy.micro_batch_tokens * policy.num_micro_batches
@@ -224,19 +227,14 @@ def _working_terms(
         "embeddings, norms and biases": {
             Tier.DEVICE: spec.num_other_parameters * setup.dtype_bytes
         },
-        "layer in use": {Tier.DEVICE: _layer_in_use(setup, policy)},
+        "matrix in use": {Tier.DEVICE: _matrix_in_use(setup, policy)},
         "activations": {tier: rows * width * policy.activations.on(tier) for tier in Tier},
-        "cache on its way to disk": {
-            Tier.HOST: _cache_on_its_way(setup, policy, least_filled, apart=apart)
-        },
+        "cache on its way to disk": {Tier.HOST: _cache_on_its_way(setup, policy, filling)},
         "cache on its way to the device": {Tier.DEVICE: _cache_for_device(setup, policy)},
-        "micro-batch": {Tier.DEVICE: _micro_batch(setup, policy)},
+        "micro-batch": {Tier.DEVICE: _micro_batch(setup, policy, filling.longest)},
         "sparse attention": {Tier.DEVICE: _sparse_attention(setup, policy)},
-        # In float32, and their log-probabilities; and a part of the LM head as it is read fastest.
-        "logits": {
-            Tier.DEVICE: HEAD_ROWS * spec.vocab_size * 8
-            + HEAD_COLUMNS * spec.embedding_size * setup.dtype_bytes
-        },
+        # In float32, and their log-probabilities.
+        "logits": {Tier.DEVICE: HEAD_ROWS * spec.vocab_size * 8},
         "libraries": {Tier.HOST: LIBRARY_BYTES},
     }
 
@@ -259,7 +257,7 @@ def needed_bytes(
         cache=_somewhere(setup, shape),
         attention=shape.attention,
     )
-    fixed = _working_terms(setup, policy, least_filled)
+    fixed = _working_terms(setup, policy, Filling(least_filled=least_filled))
     layer = _matrix_bytes(setup)
     weights, largest = sum(layer.values()) * setup.spec.num_layers, max(layer.values())
     activations = fixed.pop("activations")[Tier.DEVICE]
@@ -330,15 +328,11 @@ def _attending(setup: Setup, attention: str) -> Tier:
 
 
 def _plan(
-    setup: Setup,
-    policy: Policy,
-    budget: MemoryBudget,
-    least_filled: float = LEAST_FILLED,
-    *,
-    apart: bool = False,
+    setup: Setup, policy: Policy, budget: MemoryBudget, filling: Filling | None = None
 ) -> MemoryPlan:
-    fixed = fixed_terms(setup, policy, least_filled=least_filled, apart=apart)
-    per_token = cache_per_token(setup, policy, least_filled=least_filled)
+    filling = filling or Filling()
+    fixed = fixed_terms(setup, policy, filling)
+    per_token = cache_per_token(setup, policy, least_filled=filling.least_filled)
     rooms = []
     for tiers, allowed in _memories(setup, budget):
         each = sum(per_token.get(tier, 0) for tier in tiers)
@@ -376,23 +370,30 @@ def _matrix_bytes(setup: Setup) -> dict[str, int]:
     }
 
 
-def _layer_in_use(setup: Setup, policy: Policy) -> int:
-    """What it takes to compute with a layer, beside what is stored or read of it."""
+def _matrix_in_use(setup: Setup, policy: Policy) -> int:
+    """What it takes to compute with a matrix, beside what is stored or read of it.
+
+    A copy in the order of the processor's kernels: of a part of the LM head, which is read as it
+    is, or of a matrix that was not brought into that order when it was loaded. Of compressed ones
+    there is a layer of dequantized ones.
+    """
+    spec = setup.spec
+    head = HEAD_COLUMNS * spec.embedding_size * setup.dtype_bytes
     if setup.compression.weight_bits is not None:
-        numbers = [rows * row_len for rows, row_len in setup.spec.linear_shapes.values()]
+        numbers = [rows * row_len for rows, row_len in spec.linear_shapes.values()]
         at_once = min(DEQUANTIZED_AT_ONCE, max(numbers))
-        return sum(numbers) * setup.dtype_bytes + at_once * DEQUANTIZING_BYTES
-    # A copy of one matrix, in the order of the processor's kernels.
-    return max(_matrix_bytes(setup).values()) if policy.weights.disk else 0
+        return sum(numbers) * setup.dtype_bytes + max(head, at_once * DEQUANTIZING_BYTES)
+    return max(head, *_matrix_bytes(setup).values()) if policy.weights.disk else head
 
 
-def _micro_batch(setup: Setup, policy: Policy) -> int:
+def _micro_batch(setup: Setup, policy: Policy, longest: float) -> float:
     """What a micro-batch takes in a layer, in prefill.
 
     Attention: hidden states, their norm, queries (as projected and scaled), keys and values (as
     projected, with those carried on from the micro-batch before, by head, and for the next),
     attended values, and queries, keys, values and attended values once more, in chains side by
-    side: 20 rows. The MLP: hidden states, their norm, its output, their sum, and [n, f].
+    side: 20 rows. The MLP: hidden states, their norm, its output, their sum, and [n, f]. Scores
+    are computed in chunks, if there are so many.
     """
     spec = setup.spec
     widths = max(20 * spec.hidden_size, 4 * spec.hidden_size + spec.ffn_size)
@@ -400,10 +401,12 @@ def _micro_batch(setup: Setup, policy: Policy) -> int:
         # One micro-batch is attended to while another is computed: its hidden states, and what it
         # attended to of shared positions.
         widths += 2 * spec.hidden_size
-    return (policy.micro_batch_tokens * widths + 3 * CHUNK_SCORES) * setup.dtype_bytes
+    seen = min(longest, spec.max_positions)
+    scores = min(CHUNK_SCORES, policy.micro_batch_tokens * spec.num_heads * seen)
+    return (policy.micro_batch_tokens * widths + 3 * scores) * setup.dtype_bytes
 
 
-def _cache_on_its_way(setup: Setup, policy: Policy, least_filled: float, *, apart: bool) -> float:
+def _cache_on_its_way(setup: Setup, policy: Policy, filling: Filling) -> float:
     """Keys and values between memory and disk.
 
     Prefill fills those of a layer, of all rows of a pass, while those of the layer before are
@@ -418,9 +421,9 @@ def _cache_on_its_way(setup: Setup, policy: Policy, least_filled: float, *, apar
     position = stored / (2 * spec.num_layers)
     rows = policy.micro_batch_tokens * policy.num_micro_batches
     planned = policy.spilled_at_once(spec.num_layers)
-    filling = 4 * rows * position / least_filled
-    reading = spill_memory(max(planned, round(spec.max_positions * position)))
-    return max(filling, reading) if apart else filling + reading
+    written = 4 * rows * position / filling.least_filled
+    read = spill_memory(max(planned, round(spec.max_positions * position)))
+    return max(written, read) if filling.apart else written + read
 
 
 def _cache_for_device(setup: Setup, policy: Policy) -> float:

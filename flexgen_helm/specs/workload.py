@@ -125,6 +125,11 @@ class Workload:
         return sum(scenario.prompt_tokens + scenario.num_requests for scenario in self)
 
     @property
+    def longest(self) -> int:
+        """Tokens of a sequence, at most."""
+        return max(lengths.max_prompt_len + lengths.new_tokens for lengths in self)
+
+    @property
     def cached_tokens(self) -> float:
         """Tokens in the KV cache, with padding, where all requests are in decode together."""
         decoding = (lengths for lengths in self if lengths.decodes)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from flexgen_helm.errors import BudgetError
 from flexgen_helm.planner.memory import (
     LEAST_TOKENS,
+    Filling,
     cache_per_token,
     fixed_terms,
     nearest_policy,
@@ -54,7 +55,7 @@ def test_terms_by_hand():
     terms = fixed_terms(setup(), policy)
     assert terms["weights"] == {Tier.DEVICE: 0, Tier.HOST: 0, Tier.DISK: 24 * LAYER_BYTES}
     assert terms["staging buffers"] == {Tier.HOST: 2 * LAYER_BYTES, Tier.DEVICE: 0}
-    assert terms["layer in use"] == {Tier.DEVICE: 4 * 2048 * 2048 * 2}
+    assert terms["matrix in use"] == {Tier.DEVICE: 4 * 2048 * 2048 * 2}
     half = 4 * 512 * 2048 * 2 // 2
     assert terms["activations"] == {Tier.DEVICE: half, Tier.HOST: 0, Tier.DISK: half}
     assert terms["embeddings, norms and biases"] == {Tier.DEVICE: OPT_1_3B.num_other_parameters * 2}
@@ -135,7 +136,7 @@ def test_sparse_attention_by_hand():
 def test_what_is_on_the_device_needs_no_staging():
     terms = fixed_terms(setup(), Policy())
     assert terms["staging buffers"] == {Tier.HOST: 0, Tier.DEVICE: 0}
-    assert terms["layer in use"] == {Tier.DEVICE: 0}
+    assert terms["matrix in use"] == {Tier.DEVICE: 8192 * 2048 * 2}, "of the LM head"
 
 
 def test_what_comes_to_a_device_of_its_own_is_staged_there():
@@ -161,7 +162,7 @@ def test_compressed_layers_are_dequantized_one_at_a_time():
     terms = fixed_terms(setup("w4"), Policy())
     stored = OPT_1_3B.linear_weight_bytes(Compression(weight_bits=4), dtype_bytes=2)
     assert terms["weights"][Tier.DEVICE] == stored
-    assert terms["layer in use"] == {Tier.DEVICE: LAYER_BYTES + 6 * 2**19}
+    assert terms["matrix in use"] == {Tier.DEVICE: LAYER_BYTES + 8192 * 2048 * 2}
 
 
 def test_a_cached_token_by_hand():
@@ -199,11 +200,15 @@ def test_no_more_rows_are_planned_for_than_there_are():
     def fixed(workload=None):
         return plan_memory(setup(), policy, MemoryBudget(), workload).fixed
 
-    expected = fixed_terms(setup(), dataclasses.replace(policy, num_micro_batches=2))
+    expected = fixed_terms(
+        setup(), dataclasses.replace(policy, num_micro_batches=2), Filling(longest=19)
+    )
     assert fixed(requests(70, 9, 10)) == expected
-    assert fixed(requests(10**5, 9, 10)) == fixed() == fixed_terms(setup(), policy)
+    scores = 3 * 2 * (4 * 2**20 - 512 * 32 * 19)
+    assert fixed()["micro-batch"][Tier.DEVICE] - expected["micro-batch"][Tier.DEVICE] == scores
+    assert fixed(requests(10**5, 900, 10)) == fixed() == fixed_terms(setup(), policy)
     few = Policy(micro_batch_tokens=4, num_micro_batches=1)
-    assert fixed(requests(1, 3, 1)) == fixed_terms(setup(), few)
+    assert fixed(requests(1, 3, 1)) == fixed_terms(setup(), few, Filling(longest=4))
 
 
 def test_without_a_limit_nothing_is_moved():
