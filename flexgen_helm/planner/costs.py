@@ -220,7 +220,10 @@ class _Costs:
                 ),
                 "dequantized weights": self._dequantized(passes, micro_batches),
                 "quantized cache": self._quantized(stored),
-                "LM head": self._head(self.lengths.num_requests, self.load.sequences),
+                "LM head": self._head(
+                    self.lengths.num_requests + self.lengths.scored_part * tokens,
+                    self.load.sequences + self.lengths.scored_part * self.load.prompt_tokens,
+                ),
                 "steps": self._steps(micro_batches),
                 "drawing": Linear(self.lengths.num_requests * self.hardware.token_s),
             },
@@ -345,14 +348,16 @@ class _Costs:
     def _prefilled_part(self) -> float:
         """Of products in prefill, the part that is computed.
 
-        In the last layer all rows need keys and values, but only the last of each prompt the rest.
+        In the last layer all rows need keys and values, but only the last of each prompt, and those
+        that are scored, the rest.
         """
         if self.execution.computes_last_rows:
             return 1.0
         shapes = self.setup.spec.linear_shapes
         size = {name: rows * row_len for name, (rows, row_len) in shapes.items()}
         kept = (size["k_proj"] + size["v_proj"]) / sum(size.values())
-        unread = 1 - min(1.0, self.load.sequences / self.load.prompt_tokens)
+        read = self.load.sequences / self.load.prompt_tokens + self.lengths.scored_part
+        unread = 1 - min(1.0, read)
         return 1 - (1 - kept) * unread / self.setup.spec.num_layers
 
     def _products(self, tokens: float, rows: float) -> Linear:

@@ -56,6 +56,9 @@ class Filling:
     longest: float = inf
     """Tokens of a sequence, at most."""
 
+    head_rows: float = inf
+    """Rows that go through the LM head, at most."""
+
     apart: bool = False
     """Whether nothing is in decode while prompts are computed."""
 
@@ -102,7 +105,11 @@ def plan_memory(
         plan = _plan(setup, policy, budget)
     else:
         filled = _as_filled(policy, workload.most_rows)
-        filling = Filling(least_filled=workload.least_filled, longest=workload.longest)
+        filling = Filling(
+            least_filled=workload.least_filled,
+            longest=workload.longest,
+            head_rows=workload.head_rows,
+        )
         plan = _plan(setup, filled, budget, filling)
         if _is_one_block(policy, workload, plan.cache_tokens):
             plan = _plan(setup, filled, budget, replace(filling, apart=True))
@@ -234,7 +241,7 @@ def _working_terms(setup: Setup, policy: Policy, filling: Filling) -> dict[str, 
         "micro-batch": {Tier.DEVICE: _micro_batch(setup, policy, filling.longest)},
         "sparse attention": {Tier.DEVICE: _sparse_attention(setup, policy)},
         # In float32, and their log-probabilities.
-        "logits": {Tier.DEVICE: HEAD_ROWS * spec.vocab_size * 8},
+        "logits": {Tier.DEVICE: min(HEAD_ROWS, filling.head_rows) * spec.vocab_size * 8},
         "libraries": {Tier.HOST: LIBRARY_BYTES},
     }
 

@@ -63,6 +63,7 @@ def _lengths(name: str, requests: Sequence[GenerationRequest]) -> RequestLengths
         # Completions of one prompt share all of it.
         unique_ratio=max(1, num_tokens - shared) / num_tokens * len(prompts) / sequences,
         least_filled=_least_filled([requests[index] for index in order.indices], order.shared),
+        scored_part=sum(request.prompt_logprobs for request in requests) / len(requests),
     )
 
 

@@ -39,6 +39,9 @@ class RequestLengths:
     are stored side by side, the rest is padding. Never less than the default, which is what the
     engine puts up with."""
 
+    scored_part: float = 0.0
+    """Part of the requests of which the log-probabilities of prompts are wanted, too."""
+
     def __post_init__(self) -> None:
         counts = {
             "num_requests": (self.num_requests, 1),
@@ -52,6 +55,11 @@ class RequestLengths:
                     f"{name}={value!r} of {self.name!r} is out of range: it must be at least"
                     f" {least:g}"
                 )
+        if not 0 <= self.scored_part <= 1:
+            raise WorkloadError(
+                f"scored_part={self.scored_part!r} of {self.name!r} is out of range: it is a part"
+                " of 1, or 0"
+            )
         for name in ("unique_ratio", "least_filled"):
             if not 0 < (part := getattr(self, name)) <= 1:
                 raise WorkloadError(
@@ -128,6 +136,13 @@ class Workload:
     def longest(self) -> int:
         """Tokens of a sequence, at most."""
         return max(lengths.max_prompt_len + lengths.new_tokens for lengths in self)
+
+    @property
+    def head_rows(self) -> float:
+        """Rows that go through the LM head in a pass, at most."""
+        return sum(
+            lengths.num_requests + lengths.scored_part * lengths.prompt_tokens for lengths in self
+        )
 
     @property
     def cached_tokens(self) -> float:

@@ -161,6 +161,16 @@ def test_what_is_not_compressed_is_not_dequantized():
     assert constant(found["quantized cache"]) == 0
 
 
+def test_prompts_that_are_scored_go_through_the_head():
+    """A fifth of 20,000 tokens, in products of more than a hundred rows at a time."""
+    found = terms("prefill", Resource.COMPUTE, scored_part=0.2)
+    assert constant(found["LM head"]) == pytest.approx(2 * 4100 * 2000 * 1000 / 1e12)
+    part = 1 - (10 / 12) * (1 - 1 / 200 - 0.2) / 10
+    assert constant(found["products"]) == pytest.approx(
+        2 * PREFILL_TOKENS * PARAMETERS * part / 1e12
+    )
+
+
 def test_head_steps_and_drawing():
     found = terms("decode", Resource.COMPUTE)
     assert constant(found["drawing"]) == pytest.approx(DECODE_TOKENS * 1e-5)

@@ -201,14 +201,16 @@ def test_no_more_rows_are_planned_for_than_there_are():
         return plan_memory(setup(), policy, MemoryBudget(), workload).fixed
 
     expected = fixed_terms(
-        setup(), dataclasses.replace(policy, num_micro_batches=2), Filling(longest=19)
+        setup(), dataclasses.replace(policy, num_micro_batches=2), Filling(longest=19, head_rows=70)
     )
     assert fixed(requests(70, 9, 10)) == expected
     scores = 3 * 2 * (4 * 2**20 - 512 * 32 * 19)
     assert fixed()["micro-batch"][Tier.DEVICE] - expected["micro-batch"][Tier.DEVICE] == scores
     assert fixed(requests(10**5, 900, 10)) == fixed() == fixed_terms(setup(), policy)
+    assert fixed()["logits"] == {Tier.DEVICE: 128 * 50272 * 8}
+    assert expected["logits"] == {Tier.DEVICE: 70 * 50272 * 8}
     few = Policy(micro_batch_tokens=4, num_micro_batches=1)
-    assert fixed(requests(1, 3, 1)) == fixed_terms(setup(), few, Filling(longest=4))
+    assert fixed(requests(1, 3, 1)) == fixed_terms(setup(), few, Filling(longest=4, head_rows=1))
 
 
 def test_without_a_limit_nothing_is_moved():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from flexgen_helm import GenerationRequest, SamplingParams
@@ -43,6 +45,15 @@ def test_completions_share_their_whole_prompt():
     assert group.num_requests == 4
     assert group.unique_ratio == pytest.approx(1 / 4)
     assert group.own_len == 1
+
+
+def test_requests_that_are_scored_are_counted():
+    """Of four requests one."""
+    scored = dataclasses.replace(request([2, 5, 6, 7], 1), prompt_logprobs=True)
+    work = workload_of([scored, *(request([2, 5, 6, 8 + i], 1) for i in range(3))])
+    [group] = work
+    assert group.scored_part == 1 / 4
+    assert work.head_rows == 4 + 16 / 4
 
 
 def test_groups_are_planned_apart():

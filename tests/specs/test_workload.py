@@ -12,7 +12,12 @@ def test_derived_numbers():
     assert some.decodes
     assert not lengths(new_tokens=1).decodes
     assert some.padded == lengths(prompt_len=300, max_prompt_len=300)
-    assert workload(some, some).generated_tokens == 2 * 100 * 11
+    both = workload(some, lengths(new_tokens=1, scored_part=0.5, least_filled=0.9))
+    assert both.generated_tokens == 100 * 11 + 100
+    assert both.longest == 311
+    assert both.most_rows == 2 * (20_000 + 100)
+    assert both.head_rows == 2 * 100 + 10_000
+    assert both.cached_tokens == 100 * (50 + 11) / 0.8
 
 
 @pytest.mark.parametrize(
@@ -23,6 +28,7 @@ def test_derived_numbers():
         ({"max_prompt_len": 100}, "max_prompt_len=100 .* at least 200"),
         ({"new_tokens": -1}, "new_tokens=-1"),
         ({"unique_ratio": 0.0}, "unique_ratio=0.0"),
+        ({"scored_part": 1.5}, "scored_part=1.5"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, message):
