@@ -19,7 +19,7 @@ from flexgen_helm.offload.link import Link
 from flexgen_helm.offload.spill import Spill, TensorLayout
 from flexgen_helm.offload.weights import Decompressor
 from flexgen_helm.quant import kernels
-from flexgen_helm.quant.quantize import dequantize, quantize
+from flexgen_helm.quant.quantize import dequantize, dequantize_into, quantize
 from flexgen_helm.quant.tensor import QuantizedTensor
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
@@ -173,16 +173,37 @@ class CacheFormat:
 
         What was returned before is not valid any more.
         """
-        plain = self._decompressor.decompress({"keys": keys, "values": values})
-        return self._by_head(plain["keys"]), self._by_head(plain["values"])
+        memory = self._decompressor.memory
+        by_name = {"keys": keys, "values": values}.items()
+        of_keys, of_values = (
+            self.by_head(x, memory(name, x) if isinstance(x, QuantizedTensor) else None)
+            for name, x in by_name
+        )
+        return of_keys, of_values
 
     @cached_property
     def _decompressor(self) -> Decompressor:
         return Decompressor(self.dtype)
 
-    def by_head(self, rows: Rows) -> Tensor:
-        """Return [b, h, t, d] in the compute dtype, of what `rows` returns."""
-        return self._by_head(self.decompress(rows))
+    def by_head(self, rows: Rows, memory: Tensor | None = None) -> Tensor:
+        """Return [b, h, t, d] in the compute dtype, of what `rows` returns.
+
+        Args:
+            rows: as stored.
+            memory: for the numbers of compressed ones; new memory if `None`.
+        """
+        if not isinstance(rows, QuantizedTensor):
+            return self._by_head(rows)
+        if self.spec.head_size % rows.group_size or kernels.are_made_for(rows):
+            return self._by_head(dequantize(rows, self.dtype, memory))
+        # In the order in which products read it, as they would copy it into that order, which takes
+        # as long as dequantizing.
+        if memory is None:
+            memory = rows.codes.new_empty(rows.num_padded, dtype=self.dtype)
+        slots, positions = rows.codes.shape[:2]
+        by_head = memory.view(slots, self.spec.num_heads, positions, self.spec.head_size)
+        dequantize_into(by_head.transpose(1, 2).unflatten(3, (-1, rows.group_size)), rows)
+        return by_head
 
     def _by_head(self, plain: Tensor) -> Tensor:
         if self.compressed:

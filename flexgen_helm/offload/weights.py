@@ -108,11 +108,15 @@ class Decompressor:
     def _plain(self, name: str, tensor: StoredTensor) -> Tensor:
         if isinstance(tensor, Tensor):
             return tensor
+        return dequantize(tensor, self._dtype, self.memory(name, tensor))
+
+    def memory(self, name: str, tensor: QuantizedTensor) -> Tensor:
+        """Return memory for the numbers of a tensor [`num_padded`], the same for all of a name."""
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < tensor.num_padded:
             buffer = tensor.codes.new_empty(tensor.num_padded, dtype=self._dtype)
             self._buffers[name] = buffer
-        return dequantize(tensor, self._dtype, buffer[: tensor.num_padded])
+        return buffer[: tensor.num_padded]
 
 
 def stored_bytes(tensor: StoredTensor) -> int:

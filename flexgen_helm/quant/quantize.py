@@ -6,6 +6,7 @@ codes are rounded against these stored values, so that their rounding is not add
 
 from __future__ import annotations
 
+from itertools import product
 from math import ceil
 
 import torch
@@ -76,6 +77,26 @@ def dequantize(
         out = values[chunk]
         _dequantize(rows.map(lambda x: x[chunk]), scratch[: len(out)], out)  # noqa: B023
     return values.flatten(1)[:, : quantized.row_len].reshape(*lead, quantized.row_len)
+
+
+def dequantize_into(out: Tensor, quantized: QuantizedTensor) -> None:
+    """Put the numbers of codes [b, t, g, ...] where they belong, in any order in memory.
+
+    Args:
+        out: [b, t, ..., group_size], whose middle dimensions are g together.
+        quantized: the codes of rows that are whole groups.
+    """
+    num_slots, num_positions, num_groups = quantized.codes.shape[:3]
+    row_len = num_groups * quantized.group_size
+    positions = _even_step(num_positions, most=max(1, DEQUANTIZED_AT_ONCE // row_len))
+    most_slots = max(1, DEQUANTIZED_AT_ONCE // (positions * row_len))
+    slots = _even_step(num_slots, most=1 if positions < num_positions else most_slots)
+    scratch = torch.empty(slots * positions * row_len, dtype=torch.float32, device=out.device)
+    for first, start in product(range(0, num_slots, slots), range(0, num_positions, positions)):
+        chunk = slice(first, first + slots), slice(start, start + positions)
+        part = quantized.map(lambda x: x[chunk].unflatten(2, out.shape[2:-1]))  # noqa: B023
+        target = out[chunk]
+        _dequantize(part, scratch[: target.numel()].view_as(target), target)
 
 
 def _dequantize(rows: QuantizedTensor, scratch: Tensor, out: Tensor) -> None:

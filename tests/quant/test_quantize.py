@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from flexgen_helm.quant.quantize import dequantize, quantize
+from flexgen_helm.quant.quantize import dequantize, dequantize_into, quantize
 from flexgen_helm.specs.compression import BITS, GROUP_SIZES, quantized_bytes
 
 rows = hnp.arrays(
@@ -77,3 +77,22 @@ def test_a_buffer_does_not_change_what_comes_out(values, bits, group_size):
     buffer = torch.full((quantized.num_padded,), math.nan)
     back = dequantize(quantized, torch.float32, buffer)
     assert torch.equal(back, dequantize(quantized, torch.float32))
+
+
+@given(
+    slots=st.integers(1, 4),
+    positions=st.integers(1, 9),
+    heads=st.integers(1, 3),
+    groups=st.integers(1, 2),
+    at_once=st.integers(1, 3000),
+    **bits_and_group,
+)
+def test_numbers_come_out_in_any_order(slots, positions, heads, groups, at_once, bits, group_size):
+    """By head, as attention reads them; [b, h, t, d]."""
+    values = torch.randn(slots, positions, heads * groups * group_size)
+    quantized = quantize(values, bits=bits, group_size=group_size)
+    by_head = torch.full((slots, heads, positions, groups * group_size), math.nan)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flexgen_helm.quant.quantize.DEQUANTIZED_AT_ONCE", at_once)
+        dequantize_into(by_head.transpose(1, 2).unflatten(3, (-1, group_size)), quantized)
+    assert torch.equal(by_head.transpose(1, 2).flatten(2), dequantize(quantized, torch.float32))
