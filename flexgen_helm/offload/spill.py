@@ -92,7 +92,8 @@ class Buffers:
         self._make = make
         self._lock = threading.Lock()
         self._idle: list[Tensor] = []
-        self._used_bytes = 0
+        # Who fails in between may never give a buffer back: it is gone when nobody refers to it.
+        self._used: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 
     def take(self, num_bytes: int) -> Tensor:
         """Return a buffer of at least so many bytes, and at most twice as many."""
@@ -104,24 +105,23 @@ class Buffers:
             ]
             if fitting:
                 buffer = self._idle.pop(min(fitting)[1])
-                self._used_bytes += len(buffer)
-                return buffer
-            self._forget_beyond(self._most_bytes - num_bytes)
-        buffer = self._make(num_bytes)
-        with self._lock:
-            self._used_bytes += len(buffer)
-        return buffer
+            else:
+                self._forget_beyond(self._most_bytes - num_bytes)
+                buffer = self._make(num_bytes)
+            self._used[id(buffer)] = buffer
+            return buffer
 
     def give(self, buffer: Tensor) -> None:
         """Take a buffer back that nobody reads any more."""
         with self._lock:
-            self._used_bytes -= len(buffer)
+            self._used.pop(id(buffer), None)
             self._idle.append(buffer)
             self._forget_beyond(self._most_bytes)
 
     def _forget_beyond(self, most_bytes: int) -> None:
         """Forget those idle for longest, until all together have so many bytes."""
-        while self._idle and self._used_bytes + sum(map(len, self._idle)) > most_bytes:
+        used_bytes = sum(map(len, self._used.values()))
+        while self._idle and used_bytes + sum(map(len, self._idle)) > most_bytes:
             del self._idle[0]
 
 

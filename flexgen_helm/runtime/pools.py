@@ -262,6 +262,10 @@ def make_pools(members: Iterable[Decoding], size: int, model: Model) -> list[Poo
 
 def repack(pools: Iterable[Pool], size: int) -> list[Pool]:
     """Drop empty pools, pack outgrown ones anew, and join those that are soon better together."""
+    pools = [*pools]
+    for pool in pools:
+        if not pool.members:
+            pool.cache.forget_reads()  # begun for a next token
     left = sorted((pool for pool in pools if pool.members), key=lambda pool: -pool.capacity)
 
     def merge(*merged: Pool) -> Pool:

@@ -166,6 +166,29 @@ def test_buffers_idle_for_longest_are_forgotten():
     assert [int(buffer[0]) for buffer in buffers._idle] == [3, 4], "all have 450 of 500"
 
 
+def test_buffers_that_were_lost_do_not_count():
+    buffers = Buffers(2 * ALIGNMENT)
+    lost, kept = buffers.take(ALIGNMENT), buffers.take(ALIGNMENT)
+    buffers.give(buffers.take(ALIGNMENT))
+    assert not buffers._idle, "there are two in use already"
+    del lost
+    buffers.give(kept)
+    buffers.give(buffers.take(ALIGNMENT))
+    assert len(buffers._idle) == 1
+
+
+def test_what_was_begun_to_be_read_is_forgotten(spill):
+    region = spill.region(ALIGNMENT)
+    region.append_copy([torch.ones(4)])
+    assert region.begin_read() == (ALIGNMENT if spill.overlap else 0)
+    region.forget_read()
+    region.forget_read()
+    assert region._ahead is None
+    assert len(spill.buffers._idle) == 1
+    [[ones]] = contents(region)
+    assert torch.equal(ones, torch.ones(4))
+
+
 def test_a_disk_that_is_full_is_told_from_one_that_is_broken(spill):
     assert isinstance(spill.explain(OSError(28, "No space left on device")), DiskFullError)
     assert type(spill.explain(OSError(5, "Input/output error"))) is StoreError
