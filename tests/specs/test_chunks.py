@@ -3,6 +3,8 @@ import pytest
 from flexgen_helm.specs.chunks import (
     LEAST_SPILLED_AT_ONCE,
     MOST_SPILLED_AT_ONCE,
+    WRITES_IN_FLIGHT,
+    spill_memory,
     spilled_at_once,
 )
 from flexgen_helm.specs.policy import Policy
@@ -22,3 +24,8 @@ MB = 1 << 20
 def test_a_small_cache_is_read_in_small_parts(cache_bytes, at_once):
     assert spilled_at_once(cache_bytes, 24) == at_once
     assert Policy(cache_bytes=cache_bytes).spilled_at_once(24) == at_once
+
+
+def test_a_pool_that_is_packed_anew_takes_no_more_than_reads_do():
+    """As it was read, in order, where it goes, and what is on its way to disk."""
+    assert spill_memory(100) >= (3 + WRITES_IN_FLIGHT) * 100
