@@ -91,7 +91,8 @@ def test_time_is_linear(nested):
         build_tree([len(prompts[index]) for index in order.indices], order.shared)
         return time.process_time() - start
 
-    assert seconds(100_000) < 60 * max(seconds(10_000), 1e-3)
+    many, few = (min(seconds(count) for _ in range(3)) for count in (100_000, 10_000))
+    assert many < 60 * max(few, 1e-3)
 
 
 def test_a_hundred_thousand_prompts_fit_into_memory():

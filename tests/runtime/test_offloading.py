@@ -14,6 +14,7 @@ from flexgen_helm import (
 )
 from flexgen_helm.errors import BudgetError
 from flexgen_helm.runtime import pools
+from flexgen_helm.runtime.lengths import workload_of
 from flexgen_helm.specs.placement import Placement
 
 PLACEMENTS = {
@@ -177,7 +178,7 @@ def test_the_store_is_made_once(checkpoint, tmp_path):
 
 
 def test_a_budget_moves_to_disk_what_does_not_fit(checkpoint, label, expected, tmp_path):
-    budget = MemoryBudget(device="150MB", disk="1GB")
+    budget = MemoryBudget(device="100MB", disk="1GB")
     with Engine.from_pretrained(
         checkpoint,
         compression=Compression.parse(label),
@@ -191,7 +192,7 @@ def test_a_budget_moves_to_disk_what_does_not_fit(checkpoint, label, expected, t
 
 
 def test_a_policy_beyond_the_budget_is_refused_before_anything_is_loaded(checkpoint, tmp_path):
-    with pytest.raises(BudgetError, match="this fits: micro_batch_tokens=64"):
+    with pytest.raises(BudgetError, match="this fits: micro_batch_tokens=2048"):
         Engine.from_pretrained(
             checkpoint,
             dtype="float32",
@@ -203,24 +204,31 @@ def test_a_policy_beyond_the_budget_is_refused_before_anything_is_loaded(checkpo
 
 
 def test_a_request_beyond_the_budget_is_refused_before_anything_is_computed(checkpoint):
-    policy, finished = Policy(micro_batch_tokens=64, num_micro_batches=1), []
+    """There is room for more tokens than for any requests, as these are short."""
+    policy, finished = Policy(micro_batch_tokens=16, num_micro_batches=1), []
     with Engine.from_pretrained(checkpoint, dtype="float32", policy=policy) as engine:
         fixed = sum(sum(term.values()) for term in engine.plan.fixed.values())
         per_token = sum(engine.plan.per_token.values())
     budget = MemoryBudget(device=int(fixed + 100.5 * per_token))
+    sampling = SamplingParams(max_tokens=20)
+
+    def both(size):
+        prompts = ([2, *range(10, 10 + length)] for length in (80, size))
+        return [GenerationRequest(prompt_token_ids=ids, sampling=sampling) for ids in prompts]
+
     with Engine.from_pretrained(
         checkpoint, dtype="float32", policy=policy, budget=budget
     ) as engine:
         assert engine.plan.cache_tokens == 100
-        small, large = (
-            GenerationRequest(
-                prompt_token_ids=[2, *range(10, 10 + size)], sampling=SamplingParams(max_tokens=20)
-            )
-            for size in (80, 81)
-        )
-        assert engine.generate([small, small])
-        with pytest.raises(BudgetError, match="needs 101 tokens in the KV cache.* room for 100"):
-            engine.generate([small, large], on_result=lambda *known: finished.append(known))
+
+        def room(size):
+            return engine._arranger.with_policy(policy, workload_of(both(size))).memory.cache_tokens
+
+        size = next(size for size in range(81, 300) if size + 20 > room(size))
+        assert engine.generate(both(size - 1))
+        message = f"needs {size + 20} tokens in the KV cache.* room for {room(size)}"
+        with pytest.raises(BudgetError, match=message):
+            engine.generate(both(size), on_result=lambda *known: finished.append(known))
         assert not finished
 
 
