@@ -382,4 +382,21 @@ def _place(part: Rows, later: Iterable[RowCells], room: Rows) -> None:
 
 def _copy(room: Rows, start: int, source: Rows, slots: Tensor, length: int) -> None:
     for tensor, other in zip(tensors_of(room), tensors_of(source), strict=True):
-        tensor[start : start + len(slots), :length] = other[slots.to(other.device), :length]
+        if not other.is_cpu:
+            tensor[start : start + len(slots), :length] = other[slots.to(other.device), :length]
+            continue
+        # Without a copy in between: tens of megabytes for each room, among what threads allocate,
+        # can make the heap grow by all of them.
+        place = start
+        for first, count in _runs(slots.tolist()):
+            tensor[place : place + count, :length].copy_(other[first : first + count, :length])
+            place += count
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First number and count of each run of consecutive ones."""
+    start = 0
+    for stop in range(1, len(numbers) + 1):
+        if stop == len(numbers) or numbers[stop] != numbers[stop - 1] + 1:
+            yield numbers[start], stop - start
+            start = stop
