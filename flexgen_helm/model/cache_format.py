@@ -116,9 +116,9 @@ class CacheFormat:
         for tensor, part in zip(room.tensors, self.tensors(rows), strict=True):
             tensor[slots, positions] = part
 
-    def decompress(self, rows: Rows) -> Tensor:
-        """Turn what is stored back into [..., e]."""
-        return dequantize(rows, self.dtype) if isinstance(rows, QuantizedTensor) else rows
+    def decompress(self, rows: Rows, memory: Tensor | None = None) -> Tensor:
+        """Turn what is stored back into [..., e], compressed numbers in `memory` if it is given."""
+        return dequantize(rows, self.dtype, memory) if isinstance(rows, QuantizedTensor) else rows
 
     def tiers_of(self, layer: int) -> KeysValuesTiers:
         """Return where a layer's are."""
@@ -192,10 +192,12 @@ class CacheFormat:
             rows: as stored.
             memory: for the numbers of compressed ones; new memory if `None`.
         """
-        if not isinstance(rows, QuantizedTensor):
-            return self._by_head(rows)
-        if self.spec.head_size % rows.group_size or kernels.are_made_for(rows):
-            return self._by_head(dequantize(rows, self.dtype, memory))
+        if (
+            not isinstance(rows, QuantizedTensor)
+            or self.spec.head_size % rows.group_size
+            or kernels.are_made_for(rows)
+        ):
+            return self._by_head(self.decompress(rows, memory))
         # In the order in which products read it, as they would copy it into that order, which takes
         # as long as dequantizing.
         if memory is None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import islice
+from itertools import islice, pairwise
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from flexgen_helm.model.cache_format import HOST, CacheFormat, Rows, tensors_of
-from flexgen_helm.model.row_cells import RowCells
+from flexgen_helm.model.row_cells import RowCells, run_bounds
 from flexgen_helm.offload.link import Lane, Link, Transit
 from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion
 from flexgen_helm.specs.placement import Tier
@@ -381,22 +381,12 @@ def _place(part: Rows, later: Iterable[RowCells], room: Rows) -> None:
 
 
 def _copy(room: Rows, start: int, source: Rows, slots: Tensor, length: int) -> None:
+    numbers = slots.numpy(force=True)
+    bounds = run_bounds(numbers[None], [[1]])
     for tensor, other in zip(tensors_of(room), tensors_of(source), strict=True):
-        if not other.is_cpu:
-            tensor[start : start + len(slots), :length] = other[slots.to(other.device), :length]
-            continue
-        # Without a copy in between: tens of megabytes for each room, among what threads allocate,
-        # can make the heap grow by all of them.
-        place = start
-        for first, count in _runs(slots.tolist()):
-            tensor[place : place + count, :length].copy_(other[first : first + count, :length])
-            place += count
-
-
-def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """First number and count of each run of consecutive ones."""
-    start = 0
-    for stop in range(1, len(numbers) + 1):
-        if stop == len(numbers) or numbers[stop] != numbers[stop - 1] + 1:
-            yield numbers[start], stop - start
-            start = stop
+        # A run of slots at a time, without a copy in between: tens of megabytes for each room,
+        # among what threads allocate, can make the heap grow by all of them.
+        for begin, end in pairwise(bounds):
+            first = int(numbers[begin])
+            stored = other[first : first + end - begin, :length]
+            tensor[start + begin : start + end, :length].copy_(stored)

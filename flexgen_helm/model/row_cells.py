@@ -120,12 +120,17 @@ class RowCells:
             packed[run.rows] = cells[run.slot, run.positions]
 
 
+def run_bounds(numbers: NDArray[np.int64], steps: ArrayLike) -> list[int]:
+    """Where runs begin, and the last one ends, in which all numbers [k, n] grow by steps [k, 1]."""
+    if not numbers.size:
+        return [0]
+    breaks = (np.diff(numbers) != steps).any(axis=0)
+    return [0, *(np.flatnonzero(breaks) + 1).tolist(), numbers.shape[1]]
+
+
 def _runs(numbers: NDArray[np.int64]) -> list[_Run]:
     """Runs of rows, slots and positions [3, n]."""
-    if not numbers.size:
-        return []
-    breaks = (np.diff(numbers) != [[1], [0], [1]]).any(axis=0)
-    bounds = [0, *(np.flatnonzero(breaks) + 1).tolist(), numbers.shape[1]]
+    bounds = run_bounds(numbers, [[1], [0], [1]])
     return [
         _Run(slice(row, row + length), slot, slice(position, position + length))
         for (row, slot, position), length in zip(

@@ -73,8 +73,6 @@ def dequantize(
 ) -> Tensor:
     """Return the [..., row_len] numbers the codes stand for, in `dtype`.
 
-    A part of them at a time, as what is computed on the way takes several times their bytes.
-
     Args:
         quantized: the codes.
         dtype: of the result.
@@ -86,19 +84,15 @@ def dequantize(
     if kernels.are_made_for(quantized):
         return kernels.dequantize_into(buffer, quantized).view(*lead, quantized.row_len)
     values = buffer.view(-1, num_groups, quantized.group_size)
-    rows = quantized.map(lambda x: x.reshape(-1, num_groups, x.shape[-1]))
-    # Chunks of one size, into memory taken once: that alone saves a fifth of the time.
-    step = _even_step(len(values), most=max(1, DEQUANTIZED_AT_ONCE // values[:1].numel()))
-    scratch = torch.empty(step, *values.shape[1:], dtype=torch.float32, device=values.device)
-    for start in range(0, len(values), step):
-        chunk = slice(start, start + step)
-        out = values[chunk]
-        _dequantize(rows.map(lambda x: x[chunk]), scratch[: len(out)], out)  # noqa: B023
+    rows = quantized.map(lambda x: x.reshape(1, -1, num_groups, x.shape[-1]))
+    dequantize_into(values[None], rows)
     return values.flatten(1)[:, : quantized.row_len].reshape(*lead, quantized.row_len)
 
 
 def dequantize_into(out: Tensor, quantized: QuantizedTensor) -> None:
     """Put the numbers of codes [b, t, g, ...] where they belong, in any order in memory.
+
+    A part of them at a time, as what is computed on the way takes several times their bytes.
 
     Args:
         out: [b, t, ..., group_size], whose middle dimensions are g together.
@@ -109,6 +103,7 @@ def dequantize_into(out: Tensor, quantized: QuantizedTensor) -> None:
     positions = _even_step(num_positions, most=max(1, DEQUANTIZED_AT_ONCE // row_len))
     most_slots = max(1, DEQUANTIZED_AT_ONCE // (positions * row_len))
     slots = _even_step(num_slots, most=1 if positions < num_positions else most_slots)
+    # Chunks of one size, into memory taken once: that alone saves a fifth of the time.
     scratch = torch.empty(slots * positions * row_len, dtype=torch.float32, device=out.device)
     for first, start in product(range(0, num_slots, slots), range(0, num_positions, positions)):
         chunk = slice(first, first + slots), slice(start, start + positions)
