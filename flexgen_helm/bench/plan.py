@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -129,6 +129,10 @@ class Configuration:
     def spec(self) -> ModelSpec:
         return ModelSpec.from_config(config_of(self.size))
 
+    def with_part(self, part: float) -> Configuration:
+        """Return it with only this part of its requests."""
+        return replace(self, batch=max(1, round(part * self.batch)))
+
 
 def _on_disk(*placed: str, **others: Any) -> dict[str, Any]:
     return {**dict.fromkeys(placed, ON_DISK), **others}
@@ -230,6 +234,9 @@ class Machine:
     tokenizer: Path
     rounds: int
 
+    part: float = 1.0
+    """Of each configuration's requests that are run, as all of them take long on a slow machine."""
+
     def rates(self) -> Hardware:
         """Return them as they are now."""
         if self.hardware is not None:
@@ -272,7 +279,8 @@ class Machine:
 def machine_rows(machine: Machine) -> Iterator[Row]:
     """Measure all configurations, and set them beside what was predicted."""
     before = machine.rates()
-    for number, configuration in enumerate(CONFIGURATIONS):
+    for number, whole in enumerate(CONFIGURATIONS):
+        configuration = whole.with_part(machine.part)
         row = machine.measure(configuration, configuration.policy, number=number, stage=MACHINE)
         after = machine.rates()
         yield _machine_row(configuration, row, middle([before, after]))
@@ -309,6 +317,7 @@ def sweep_rows(configuration: Configuration, machine: Machine, *, number: int) -
 
     The best of many that were measured once would owe that to chance.
     """
+    configuration = configuration.with_part(machine.part)
     hardware = machine.rates()
     policies = [("planned", _planned(configuration, hardware))]
     policies += [("swept", policy) for policy in swept_policies()]

@@ -153,6 +153,7 @@ def _add_plan_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentPar
     add("--stages", nargs="+", choices=PLAN_STAGES, default=list(PLAN_STAGES), metavar="NAME")
     add("--hardware", metavar="FILE", help="profile of this machine, if not measured all along")
     add("--rounds", type=_from(1), default=1, metavar="N", help="times everything is timed")
+    add("--part", type=_part, default=1.0, metavar="P", help="of the requests, up to 1")
     add("--data", type=Path, default=DATA, metavar="DIR", help="where OPT's tokenizer is")
     add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="stores and logs")
     parser.set_defaults(run=run_bench_plan)
@@ -294,6 +295,7 @@ def run_bench_plan(args: argparse.Namespace) -> int:
             directory=args.work_dir.absolute() / "plan",
             tokenizer=args.data / TOKENIZER,
             rounds=args.rounds,
+            part=args.part,
         )
         for row in _measured_rows(args.stages, machine):
             rows.append(row)
@@ -423,6 +425,17 @@ def _from(least: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def _part(text: str) -> float:
+    """Read a part of a whole, up to all of it."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 0.5, above 0 and up to 1")
+    return value
 
 
 def _workload(text: str) -> Workload:

@@ -66,7 +66,13 @@ BITS, GROUP_SIZE = 4, 64
 ROUNDS, NUM_STEPS = 3, 12
 
 REPETITIONS, ENOUGH_S = 3, 0.2
-"""How often something is timed at least, or for how long."""
+"""How often something is timed at least, and for how long."""
+
+LONG_S = 2.0
+"""What takes so long the first time is not timed again: warming up is a small part of it."""
+
+LIMIT_S = 110.0
+"""Of all rounds; only a slow machine comes to fewer than were asked for."""
 
 FILE_BYTES = 64 * REQUEST_BYTES
 """512 MB are written to and read from disk."""
@@ -103,7 +109,7 @@ def calibrate(
         directory: on the disk that weights and cache will be on.
         device: ``cpu``, ``cuda``, or ``auto``.
         dtype: compute dtype, or ``auto``.
-        rounds: times everything is measured.
+        rounds: times everything is measured, if there is time for it.
         progress: whether to show a progress bar.
 
     Raises:
@@ -121,7 +127,18 @@ def calibrate(
             bar.set_description(f"measuring {name}")
             bar.update()
 
-        return middle([_measure(bench, directory, dtype, on_step) for _ in range(rounds)])
+        found: list[Hardware] = []
+        longest_s, start_s = 0.0, time.perf_counter()
+        while len(found) < rounds and _elapsed_s(start_s) + longest_s < LIMIT_S:
+            round_s = time.perf_counter()
+            found.append(_measure(bench, directory, dtype, on_step))
+            longest_s = max(longest_s, _elapsed_s(round_s))
+        bar.total = len(found) * NUM_STEPS
+        return middle(found)
+
+
+def _elapsed_s(start_s: float) -> float:
+    return time.perf_counter() - start_s
 
 
 def _measure(
@@ -282,16 +299,16 @@ class _Bench:
         return len(on_host) / self.time(lambda: to.copy_(source, non_blocking=True))
 
     def time(self, function: Callable[[], object]) -> float:
-        """Return seconds of a call, once it has been called to warm up."""
-        function()
-        seconds: list[float] = []
-        while len(seconds) < REPETITIONS or sum(seconds) < ENOUGH_S:
+        """Return seconds of a call."""
+
+        def time_once() -> float:
             self.synchronize()
             start_s = time.perf_counter()
             function()
             self.synchronize()
-            seconds.append(time.perf_counter() - start_s)
-        return median(seconds)
+            return _elapsed_s(start_s)
+
+        return _typical(time_once)
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -299,6 +316,17 @@ class _Bench:
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device).to(self.dtype)
+
+
+def _typical(measure: Callable[[], float]) -> float:
+    """Return the median of seconds that are measured several times, after once to warm up."""
+    first_s = measure()
+    if first_s >= LONG_S:
+        return first_s
+    seconds: list[float] = []
+    while len(seconds) < REPETITIONS or sum(seconds) < ENOUGH_S:
+        seconds.append(measure())
+    return median(seconds)
 
 
 def _product(hidden: Tensor, matrices: Iterator[Tensor]) -> Tensor:
@@ -358,12 +386,13 @@ def _hidden_rate(hardware: Hardware, device: str, directory: Path) -> float:
         with Engine.from_pretrained(
             checkpoint, device=device, dtype=hardware.dtype, policy=Policy()
         ) as engine:
-            results = [engine.generate(requests) for _ in range(REPETITIONS)]
+            measured_s = _typical(
+                lambda: sum(result.statistics.prefill_s for result in engine.generate(requests))
+            )
         spec = read_spec(checkpoint)
     predicted = predict(
         spec, Compression(), hardware, workload_of(requests), Policy(), cached_tokens=1
     )
-    measured_s = median(sum(r.statistics.prefill_s for r in result) for result in results[1:])
     num_bytes = prompts.numel() * NUM_LAYERS * WIDTH * hardware.dtype_bytes
     return num_bytes / max(measured_s - predicted.predicted_s, LEAST_LEFT * measured_s)
 

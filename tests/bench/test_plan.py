@@ -62,6 +62,20 @@ def test_predictions_stand_beside_measurements(machine):
     assert found["memory_most_planned_over_measured"] == pytest.approx(1000 / 900, abs=1e-3)
 
 
+def test_a_slow_machine_runs_a_part_of_the_requests(machine):
+    rows = list(plan.machine_rows(replace(machine, part=0.01)))
+    assert [row["requests"] for row in rows] == [
+        max(1, round(0.01 * configuration.batch)) for configuration in plan.CONFIGURATIONS
+    ]
+
+
+@pytest.mark.parametrize("part", ["0", "1.5", "some"])
+def test_a_part_is_up_to_the_whole(part, capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "plan", "--part", part])
+    assert f"'{part}' is not a part" in capsys.readouterr().err
+
+
 def test_the_planned_policy_stands_among_others(machine):
     configuration = plan.Configuration(
         size="125m", compression="none", workload=Workload(64, 4), batch=8, policy={}

@@ -52,3 +52,27 @@ def test_a_disk_that_cannot_be_used_is_named(quick, tmp_path):
     file.touch()
     with pytest.raises(StoreError, match="cannot be measured"):
         calibration.calibrate(file / "below", device="cpu", dtype="float32")
+
+
+def test_rounds_end_when_there_is_no_time_for_another(quick, tmp_path, monkeypatch):
+    rounds = []
+    measure = calibration._measure
+    monkeypatch.setattr(
+        calibration, "_measure", lambda *given: rounds.append(None) or measure(*given)
+    )
+    monkeypatch.setattr(calibration, "LIMIT_S", 1e-3)
+    calibration.calibrate(tmp_path, device="cpu", dtype="float32", rounds=3)
+    assert len(rounds) == 1
+
+
+def test_what_takes_long_is_measured_once(monkeypatch):
+    monkeypatch.setattr(calibration, "LONG_S", 3.0)
+    seconds = iter([3.0, 1.0])
+    assert calibration._typical(lambda: next(seconds)) == 3.0
+
+
+def test_the_median_of_what_is_measured_after_warming_up(monkeypatch):
+    monkeypatch.setattr(calibration, "REPETITIONS", 3)
+    monkeypatch.setattr(calibration, "ENOUGH_S", 7.0)
+    seconds = iter([1.9, 1.0, 1.0, 1.5, 1.7, 1.8, 9.0])
+    assert calibration._typical(lambda: next(seconds)) == 1.5
