@@ -27,8 +27,8 @@ class MachineRow:
     """What it is compared with."""
 
     gemm_flop_per_s: float
-    """Best of several products of the MLP's shape in bfloat16, the weight in the order in which
-    the processor reads it fastest."""
+    """Best of several products of the MLP's shape, in the dtype the processor is fastest in, the
+    weight in the order in which it reads it fastest."""
 
     disk_bytes_per_s: float
     """All layers of the store in large requests, several in flight, past the page cache: median
@@ -49,13 +49,15 @@ def main(request: str) -> None:
 
 def _measure(checkpoint: Path, directory: Path) -> MachineRow:
     from flexgen_helm.model.checkpoint import read_spec
+    from flexgen_helm.model.dtypes import resolve_dtype
     from flexgen_helm.model.opening import open_store
     from flexgen_helm.offload.disk import DiskReader, aligned_buffer, aligned_up
     from flexgen_helm.offload.weights import layer_part
     from flexgen_helm.specs.compression import Compression
 
     spec = read_spec(checkpoint)
-    store = open_store(checkpoint, spec, Compression(), dtype="bfloat16", offload_dir=directory)
+    dtype = resolve_dtype("auto", "cpu")
+    store = open_store(checkpoint, spec, Compression(), dtype=dtype, offload_dir=directory)
     layers = [layer_part(index) for index in range(spec.num_layers)]
     files = [store.part(layer).path for layer in layers]
     buffers = [aligned_buffer(aligned_up(file.stat().st_size)) for file in files[:2]]
@@ -74,21 +76,22 @@ def _measure(checkpoint: Path, directory: Path) -> MachineRow:
     seconds = sorted(_seconds(read_all) for _ in range(3))
     reader.close()
     return MachineRow(
-        gemm_flop_per_s=_gemm_rate(spec),
+        gemm_flop_per_s=_gemm_rate(spec, dtype),
         disk_bytes_per_s=round(num_bytes / seconds[1]),
         streamed_bytes=store.linear_bytes,
         linear_parameters=spec.num_layers * sum(a * b for a, b in spec.linear_shapes.values()),
     )
 
 
-def _gemm_rate(spec: ModelSpec) -> float:
+def _gemm_rate(spec: ModelSpec, dtype: str) -> float:
     import torch
 
+    from flexgen_helm.model.dtypes import DTYPES
     from flexgen_helm.model.linear import laid_out, linear
 
     with torch.inference_mode():
-        rows = torch.randn(ROWS, spec.hidden_size, dtype=torch.bfloat16)
-        weight = laid_out(torch.randn(spec.ffn_size, spec.hidden_size, dtype=torch.bfloat16))
+        rows = torch.randn(ROWS, spec.hidden_size, dtype=DTYPES[dtype])
+        weight = laid_out(torch.randn(spec.ffn_size, spec.hidden_size, dtype=DTYPES[dtype]))
         seconds = min(_seconds(lambda: linear(rows, weight)) for _ in range(REPETITIONS))
     return round(2 * ROWS * spec.hidden_size * spec.ffn_size / seconds)
 

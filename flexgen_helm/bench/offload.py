@@ -102,7 +102,7 @@ class Plan:
             "rounds": self.rounds,
             "throughput": "generated tokens over prefill and decode time, without loading",
             "requests": "random tokens, nothing shared, greedy, all of the same length",
-            "dtype": "bfloat16, no compression",
+            "dtype": "the fastest of this machine, no compression",
             "memory": "peak of the process above what it had before loading",
         }
 

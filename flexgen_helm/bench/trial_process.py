@@ -52,7 +52,6 @@ def _ours(trial: Trial, checkpoint: Path, directory: Path) -> Outcome:
     with Engine.from_pretrained(
         checkpoint,
         compression=Compression.parse(trial.compression),
-        dtype="bfloat16",
         device="cpu",
         policy=Policy.from_settings(trial.policy),
         budget=MemoryBudget(host=limit - before - SPARE_BYTES if limit else None),
@@ -100,12 +99,15 @@ def _generate(trial: Trial, checkpoint: Path, loading: dict[str, Any]) -> Outcom
     from transformers import AutoModelForCausalLM
 
     from flexgen_helm.bench.tree import random_prompts
+    from flexgen_helm.model.dtypes import resolve_dtype
     from flexgen_helm.runtime.statistics import peak_memory_bytes, resident_bytes
 
     prompts = random_prompts(trial.batch, shared=0, own=trial.workload.prompt_len)
     input_ids = torch.from_numpy(prompts).long()
     before = resident_bytes()
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, **loading)
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=resolve_dtype("auto", "cpu"), **loading
+    )
     times = [perf_counter()]
 
     def note_time(ids: Tensor, *_: object, **__: object) -> Tensor:

@@ -5,14 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexgen_helm.errors import BudgetError
-from flexgen_helm.planner.memory import (
-    LEAST_TOKENS,
-    Filling,
-    cache_per_token,
-    fixed_terms,
-    nearest_policy,
-    plan_memory,
-)
+from flexgen_helm.planner.memory import LEAST_TOKENS, nearest_policy, plan_memory
+from flexgen_helm.planner.memory_terms import Filling, cache_per_token, fixed_terms
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.compression import Compression

@@ -1,0 +1,239 @@
+"""What a policy takes of memory, term by term, in bytes.
+
+Shape letters: n rows of a micro-batch, e model width, f width of the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import inf
+
+from flexgen_helm.planner.setup import Setup
+from flexgen_helm.specs.chunks import (
+    CHUNK_SCORES,
+    DEQUANTIZED_AT_ONCE,
+    HEAD_COLUMNS,
+    HEAD_ROWS,
+    LEAST_FILLED,
+    READS_IN_MEMORY,
+    spill_memory,
+)
+from flexgen_helm.specs.compression import quantized_bytes
+from flexgen_helm.specs.placement import Placement, Tier, place_evenly
+from flexgen_helm.specs.policy import Policy
+
+Bytes = Mapping[Tier, float]
+"""By tier; nothing on those that are not named."""
+
+LIBRARY_BYTES = 56 << 20
+"""Code of torch and oneDNN that comes into memory when it first runs, and holes in the heap: 20 to
+40 MB as measured, and once more than that."""
+
+DEQUANTIZING_BYTES = 6
+"""Per number: its code as an integer and in float32, where its value takes its place, and a part of
+its group's scale and zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filling:
+    """How full requests make what a policy allows."""
+
+    least_filled: float = LEAST_FILLED
+    """Part of the KV cache that holds tokens, at least; the rest is padding."""
+
+    longest: float = inf
+    """Tokens of a sequence, at most."""
+
+    head_rows: float = inf
+    """Rows that go through the LM head, at most."""
+
+    apart: bool = False
+    """Whether nothing is in decode while prompts are computed."""
+
+
+def fixed_terms(setup: Setup, policy: Policy, filling: Filling | None = None) -> dict[str, Bytes]:
+    """Return what a policy takes, whatever is cached, at most or of requests that fill it so."""
+    return _weight_terms(setup, policy) | working_terms(setup, policy, filling or Filling())
+
+
+def _weight_terms(setup: Setup, policy: Policy) -> dict[str, Bytes]:
+    """Matrices where they are, and what those elsewhere than on the device are brought into."""
+    layer = matrix_bytes(setup)
+    layers = [layer] * setup.spec.num_layers
+    tiers = _placed(tuple(layer.items()), setup.spec.num_layers, policy.weights)
+    placed = {
+        tier: sum(
+            sizes[name]
+            for sizes, on in zip(layers, tiers, strict=True)
+            for name in sizes
+            if on[name] is tier
+        )
+        for tier in Tier
+    }
+
+    def most(*where: Tier) -> int:
+        """Bytes of a layer on some tiers, at most."""
+        return max(
+            sum(size for name, size in sizes.items() if on[name] in where)
+            for sizes, on in zip(layers, tiers, strict=True)
+        )
+
+    brought = 0 if setup.unified else most(Tier.HOST, Tier.DISK)
+    staging = {Tier.HOST: 2 * most(Tier.DISK), Tier.DEVICE: 2 * brought}
+    return {"weights": placed, "staging buffers": staging}
+
+
+@lru_cache(maxsize=1024)
+def _placed(
+    layer: tuple[tuple[str, int], ...], num_layers: int, placement: Placement
+) -> list[dict[str, Tier]]:
+    """Place layers that are all alike; a search asks for the same ones again and again."""
+    return place_evenly([dict(layer)] * num_layers, placement)
+
+
+def working_terms(setup: Setup, policy: Policy, filling: Filling) -> dict[str, Bytes]:
+    """Return what it takes beside weights and what is cached."""
+    spec, width = setup.spec, setup.spec.hidden_size * setup.dtype_bytes
+    rows = policy.micro_batch_tokens * policy.num_micro_batches
+    return {
+        "embeddings, norms and biases": {
+            Tier.DEVICE: spec.num_other_parameters * setup.dtype_bytes
+        },
+        "matrix in use": {Tier.DEVICE: _matrix_in_use(setup, policy)},
+        "activations": {tier: rows * width * policy.activations.on(tier) for tier in Tier},
+        "cache on its way to disk": {Tier.HOST: _cache_on_its_way(setup, policy, filling)},
+        "cache on its way to the device": {Tier.DEVICE: _cache_for_device(setup, policy)},
+        "micro-batch": {Tier.DEVICE: _micro_batch(setup, policy, filling.longest)},
+        "sparse attention": {Tier.DEVICE: _sparse_attention(setup, policy)},
+        # In float32, and their log-probabilities.
+        "logits": {Tier.DEVICE: min(HEAD_ROWS, filling.head_rows) * spec.vocab_size * 8},
+        "libraries": {Tier.HOST: LIBRARY_BYTES},
+    }
+
+
+def cache_per_token(setup: Setup, policy: Policy, *, least_filled: float = LEAST_FILLED) -> Bytes:
+    """Return what a token in the KV cache takes, with its share of padding."""
+    token = stored_per_token(setup, least_filled)
+    taken = {tier: policy.cache.on(tier) * token for tier in Tier}
+    taken[attending(setup, policy.attention)] += attended_per_token(setup, least_filled)
+    return taken
+
+
+def stored_per_token(setup: Setup, least_filled: float) -> float:
+    """Return the bytes of a token in the KV cache, with its share of padding, at most."""
+    stored = setup.spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
+    return stored / least_filled
+
+
+def attended_per_token(setup: Setup, least_filled: float) -> float:
+    """Return what a cached token takes where it is attended to, wherever it is stored."""
+    decompressed = 2 * setup.spec.hidden_size * setup.dtype_bytes / least_filled
+    compressed = setup.compression.cache_bits is not None
+    return (decompressed if compressed else 0) + _sparse_per_token(setup)
+
+
+def attending(setup: Setup, attention: str) -> Tier:
+    """Return the tier whose memory attention takes."""
+    return Tier.HOST if attention == "host" and not setup.unified else Tier.DEVICE
+
+
+def matrix_bytes(setup: Setup) -> dict[str, int]:
+    """Return the bytes of a layer's matrices as stored."""
+    bits, group_size = setup.compression.weight_bits, setup.compression.group_size
+    return {
+        name: rows * row_len * setup.dtype_bytes
+        if bits is None
+        else quantized_bytes(num_rows=rows, row_len=row_len, bits=bits, group_size=group_size)
+        for name, (rows, row_len) in setup.spec.matrix_shapes.items()
+    }
+
+
+def _matrix_in_use(setup: Setup, policy: Policy) -> int:
+    """What it takes to compute with a matrix, beside what is stored or read of it.
+
+    A copy in the order of the processor's kernels: of a part of the LM head, which is read as it
+    is, or of a matrix that was not brought into that order when it was loaded. Of compressed ones
+    there is a layer of dequantized ones.
+    """
+    spec = setup.spec
+    head = HEAD_COLUMNS * spec.embedding_size * setup.dtype_bytes
+    if setup.compression.weight_bits is not None:
+        numbers = [rows * row_len for rows, row_len in spec.linear_shapes.values()]
+        at_once = min(DEQUANTIZED_AT_ONCE, max(numbers))
+        return sum(numbers) * setup.dtype_bytes + max(head, at_once * DEQUANTIZING_BYTES)
+    return max(head, *matrix_bytes(setup).values()) if policy.weights.disk else head
+
+
+def _micro_batch(setup: Setup, policy: Policy, longest: float) -> float:
+    """What a micro-batch takes in a layer, in prefill.
+
+    Attention: hidden states, their norm, queries (as projected and scaled), keys and values (as
+    projected, with those carried on from the micro-batch before, by head, and for the next),
+    attended values, and queries, keys, values and attended values once more, in chains side by
+    side: 20 rows. The MLP: hidden states, their norm, its output, their sum, and [n, f]. Scores
+    are computed in chunks, if there are so many.
+    """
+    spec = setup.spec
+    widths = max(20 * spec.hidden_size, 4 * spec.hidden_size + spec.ffn_size)
+    if attending(setup, policy.attention) is Tier.HOST:
+        # One micro-batch is attended to while another is computed: its hidden states, and what it
+        # attended to of shared positions.
+        widths += 2 * spec.hidden_size
+    seen = min(longest, spec.max_positions)
+    scores = min(CHUNK_SCORES, policy.micro_batch_tokens * spec.num_heads * seen)
+    return (policy.micro_batch_tokens * widths + 3 * scores) * setup.dtype_bytes
+
+
+def _cache_on_its_way(setup: Setup, policy: Policy, filling: Filling) -> float:
+    """Keys and values between memory and disk.
+
+    Prefill fills those of a layer, of all rows of a pass, while those of the layer before are
+    written. Decode has those in use, those ahead, and what is written meanwhile. A pool that is
+    packed anew takes no more, as nothing is ahead then: keys, or values, as they were read, in
+    order and where they go, and those on their way to disk.
+    """
+    if not policy.cache.disk:
+        return 0
+    spec = setup.spec
+    stored = spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
+    position = stored / (2 * spec.num_layers)
+    rows = policy.micro_batch_tokens * policy.num_micro_batches
+    planned = policy.spilled_at_once(spec.num_layers)
+    written = 4 * rows * position / filling.least_filled
+    read = spill_memory(max(planned, round(spec.max_positions * position)))
+    return max(written, read) if filling.apart else written + read
+
+
+def _cache_for_device(setup: Setup, policy: Policy) -> float:
+    """Keys and values that were brought to a device: those of a turn in use, and those ahead."""
+    if setup.unified or policy.attention == "host" or policy.cache.device == 1:
+        return 0
+    spec = setup.spec
+    token = spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
+    longest = spec.max_positions * token / (2 * spec.num_layers)
+    return READS_IN_MEMORY * max(policy.spilled_at_once(spec.num_layers), longest)
+
+
+def _sparse_attention(setup: Setup, policy: Policy) -> int:
+    """Largest scores of the rows of a micro-batch, twice and as they are joined; shared scores."""
+    percent, spec = setup.compression.attention_percent, setup.spec
+    if percent is None:
+        return 0
+    most = -(-spec.max_positions * percent // 100)
+    return 12 * (policy.micro_batch_size * spec.num_heads * most + CHUNK_SCORES)
+
+
+def _sparse_per_token(setup: Setup) -> float:
+    """Scores of a cached token, twice, and of those attended to also scores, places and values."""
+    percent, spec = setup.compression.attention_percent, setup.spec
+    if percent is None:
+        return 0
+    attended = 12 * spec.num_heads + spec.hidden_size * setup.dtype_bytes
+    return (setup.dtype_bytes + 4) * spec.num_heads + percent / 100 * attended
+
+
+def total(terms: Mapping[str, Bytes], tiers: tuple[Tier, ...]) -> float:
+    """Return the bytes of terms on some tiers together."""
+    return sum(term.get(tier, 0) for term in terms.values() for tier in tiers)
