@@ -64,8 +64,9 @@ def laid_out(weight: Tensor) -> Tensor:
 def _is_fusable(rows: Tensor) -> bool:
     """Whether oneDNN can add bias and activation while it writes the product.
 
-    In bfloat16 on a CPU that has instructions for it: PyTorch otherwise copies the bias into the result beforehand and reads it
-    again for the activation, a tenth of the time of layers as narrow as OPT-125M's.
+    In bfloat16 on a CPU that has instructions for it: PyTorch otherwise copies the bias into the
+    result beforehand and reads it again for the activation, a tenth of the time of layers as narrow
+    as OPT-125M's.
     """
     return rows.device.type == "cpu" and rows.dtype == torch.bfloat16 and _HAS_FUSED
 
