@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
 from flexgen_helm.bench.report import Cell
+from flexgen_helm.processor import cpu_model, num_cores
 
 DISTRIBUTIONS = ("flexgen_helm", "torch", "transformers", "crfm-helm")
 """Packages whose versions move the figures; one that is not installed is reported as such."""
 
-CPU_INFO = Path("/proc/cpuinfo")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -28,21 +27,14 @@ def machine_conditions(now: datetime) -> dict[str, Cell]:
     return {
         "date": now.isoformat(timespec="seconds"),
         "commit": commit(CHECKOUT),
-        "cpu": cpu_model(CPU_INFO),
-        "cores": _cores(),
+        "cpu": cpu_model(),
+        "cores": num_cores(),
         "memory_bytes": _memory_bytes(),
         "load_average": _load_average(),
         "os": platform.platform(),
         "python": platform.python_version(),
         **{name: version(name) for name in DISTRIBUTIONS},
     }
-
-
-def cpu_model(cpu_info: Path) -> str:
-    """Name of the CPU as Linux tells it, elsewhere as Python does."""
-    text = cpu_info.read_text(encoding="utf-8") if cpu_info.is_file() else ""
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1] if match else platform.processor() or platform.machine()
 
 
 def version(distribution: str) -> str | None:
@@ -65,13 +57,6 @@ def commit(directory: Path) -> str | None:
         return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or not ours to read
         return None
-
-
-def _cores() -> int | None:
-    """Cores this process may use, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def _memory_bytes() -> int:

@@ -134,75 +134,41 @@ class Configuration:
         return replace(self, batch=max(1, round(part * self.batch)))
 
 
-def _on_disk(*placed: str, **others: Any) -> dict[str, Any]:
-    return {**dict.fromkeys(placed, ON_DISK), **others}
+def _configuration(
+    size: str, compression: str, batch: int, lengths: tuple[int, int], **policy: Any
+) -> Configuration:
+    return Configuration(
+        size=size,
+        compression=compression,
+        workload=Workload(*lengths),
+        batch=batch,
+        policy=policy,
+    )
 
 
 CONFIGURATIONS = (
-    Configuration(size="125m", compression="none", workload=Workload(256, 32), batch=64, policy={}),
-    Configuration(size="125m", compression="none", workload=Workload(512, 1), batch=96, policy={}),
-    Configuration(size="125m", compression="w4", workload=Workload(256, 32), batch=64, policy={}),
-    Configuration(
-        size="125m", compression="w4-kv4", workload=Workload(256, 32), batch=64, policy={}
+    _configuration("125m", "none", 64, (256, 32)),
+    _configuration("125m", "none", 96, (512, 1)),
+    _configuration("125m", "w4", 64, (256, 32)),
+    _configuration("125m", "w4-kv4", 64, (256, 32)),
+    _configuration("125m", "none", 256, (32, 96), weights=ON_DISK, cache=ON_DISK),
+    _configuration("1.3b", "none", 32, (128, 16)),
+    _configuration("1.3b", "none", 64, (128, 16), weights=ON_DISK),
+    _configuration("1.3b", "none", 24, (512, 1), weights=ON_DISK),
+    _configuration("1.3b", "none", 32, (128, 16), weights={"device": 0.5, "disk": 0.5}),
+    _configuration(
+        "1.3b", "none", 192, (32, 24), weights=ON_DISK, cache=ON_DISK, micro_batch_tokens=512
     ),
-    Configuration(
-        size="125m",
-        compression="none",
-        workload=Workload(32, 96),
-        batch=256,
-        policy=_on_disk("weights", "cache"),
-    ),
-    Configuration(size="1.3b", compression="none", workload=Workload(128, 16), batch=32, policy={}),
-    Configuration(
-        size="1.3b",
-        compression="none",
-        workload=Workload(128, 16),
-        batch=64,
-        policy=_on_disk("weights"),
-    ),
-    Configuration(
-        size="1.3b",
-        compression="none",
-        workload=Workload(512, 1),
-        batch=24,
-        policy=_on_disk("weights"),
-    ),
-    Configuration(
-        size="1.3b",
-        compression="none",
-        workload=Workload(128, 16),
-        batch=32,
-        policy={"weights": {"device": 0.5, "disk": 0.5}},
-    ),
-    Configuration(
-        size="1.3b",
-        compression="none",
-        workload=Workload(32, 24),
-        batch=192,
-        policy=_on_disk("weights", "cache", micro_batch_tokens=512),
-    ),
-    Configuration(size="1.3b", compression="w4", workload=Workload(64, 16), batch=32, policy={}),
-    Configuration(
-        size="2.7b",
-        compression="none",
-        workload=Workload(128, 8),
-        batch=48,
-        policy=_on_disk("weights"),
-    ),
-    Configuration(size="6.7b", compression="w4", workload=Workload(64, 6), batch=32, policy={}),
-    Configuration(
-        size="6.7b",
-        compression="w4",
-        workload=Workload(64, 6),
-        batch=32,
-        policy=_on_disk("weights"),
-    ),
+    _configuration("1.3b", "w4", 32, (64, 16)),
+    _configuration("2.7b", "none", 48, (128, 8), weights=ON_DISK),
+    _configuration("6.7b", "w4", 32, (64, 6)),
+    _configuration("6.7b", "w4", 32, (64, 6), weights=ON_DISK),
 )
 """From 125M to 6.7B, in memory and from disk, compressed or not, prefill only and decode-heavy."""
 
 SWEPT = (
-    Configuration(size="125m", compression="none", workload=Workload(128, 32), batch=64, policy={}),
-    Configuration(size="125m", compression="w4", workload=Workload(256, 8), batch=48, policy={}),
+    _configuration("125m", "none", 64, (128, 32)),
+    _configuration("125m", "w4", 48, (256, 8)),
 )
 """Requests of which each policy of `swept_policies` runs all."""
 

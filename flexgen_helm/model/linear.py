@@ -43,7 +43,7 @@ def linear(
     """
     if isinstance(weight, QuantizedTensor):
         return _ACTIVATIONS[activation](kernels.multiply(rows, weight, bias))
-    if _is_fusable(rows):
+    if _is_for_onednn(rows):
         return torch.ops.mkldnn._linear_pointwise(
             rows, weight, bias, activation, [], _FUSED_ALGORITHMS[activation]
         )
@@ -56,23 +56,29 @@ def laid_out(weight: Tensor) -> Tensor:
     oneDNN otherwise brings a weight into the order its kernels want for every product, which costs
     a twentieth of the time of a product with 2,000 rows.
     """
-    if not _is_fusable(weight):
+    if not _is_for_onednn(weight):
         return weight
     return torch.ops.mkldnn._reorder_linear_weight(weight, EXPECTED_ROWS)
 
 
-def _is_fusable(rows: Tensor) -> bool:
-    """Whether oneDNN can add bias and activation while it writes the product.
+def _is_for_onednn(rows: Tensor) -> bool:
+    """Whether oneDNN computes the product, and adds bias and activation while it writes it.
 
-    In bfloat16 on a CPU that has instructions for it: PyTorch otherwise copies the bias into the
-    result beforehand and reads it again for the activation, a tenth of the time of layers as narrow
-    as OPT-125M's.
+    PyTorch has it do so in bfloat16 alone, and copies the bias into the result beforehand and reads
+    it again for the activation, a tenth of the time of layers as narrow as OPT-125M's. In float32
+    PyTorch asks MKL, which on a processor of AMD's is up to three times slower.
     """
-    return rows.device.type == "cpu" and rows.dtype == torch.bfloat16 and _HAS_FUSED
+    return rows.device.type == "cpu" and rows.dtype in _ONEDNN_DTYPES
 
 
-_HAS_FUSED = (
-    torch.backends.mkldnn.is_available()
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-)
+def _onednn_dtypes() -> set[torch.dtype]:
+    """Return what oneDNN computes with instructions that the processor has."""
+    if not torch.backends.mkldnn.is_available():
+        return set()
+    ops = torch.ops.mkldnn
+    if not (hasattr(ops, "_linear_pointwise") and hasattr(ops, "_reorder_linear_weight")):
+        return set()
+    return {torch.float32} | ({torch.bfloat16} if ops._is_mkldnn_bf16_supported() else set())
+
+
+_ONEDNN_DTYPES = _onednn_dtypes()

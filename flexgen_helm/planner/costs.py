@@ -113,7 +113,7 @@ UPSTREAM = Execution(
     computes_last_rows=True,
     reads_what_there_is=True,
 )
-"""FlexGen 0.1.8; it also pads prompts and shares nothing (see `RequestLengths.padded`)."""
+"""FlexGen 0.1.8; it also pads prompts and shares nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,14 +164,7 @@ class Phase:
 
     def seconds(self, fractions: Fractions) -> float:
         """Return how long it takes, with everything in its place."""
-        return self._combine([total(terms).at(fractions) for terms in self.terms.values()])
-
-    @property
-    def least_s(self) -> float:
-        """How long it takes at least, wherever things are."""
-        return self._combine([total(terms).least for terms in self.terms.values()])
-
-    def _combine(self, seconds: list[float]) -> float:
+        seconds = [total(terms).at(fractions) for terms in self.terms.values()]
         return (1 - self.overlap_loss) * max(seconds) + self.overlap_loss * sum(seconds)
 
 

@@ -48,14 +48,6 @@ class Linear:
             slope * fractions[variable] for variable, slope in self.slopes.items()
         )
 
-    @property
-    def least(self) -> float:
-        """What it is at least, wherever things are placed."""
-        least = self.constant
-        for placed in PLACED:
-            least += min(self.slopes.get((placed, tier), 0.0) for tier in Tier)
-        return least
-
 
 def placed_on(placed: str, *tiers: Tier) -> Linear:
     """Return the fraction of something that is on some tiers."""

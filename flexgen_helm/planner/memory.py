@@ -80,6 +80,7 @@ def plan_memory(
         filling = Filling(
             least_filled=workload.least_filled,
             longest=workload.longest,
+            shared=workload.shared_tokens,
             head_rows=workload.head_rows,
         )
         plan = _plan(setup, filled, budget, filling)

@@ -46,6 +46,9 @@ class Filling:
     longest: float = inf
     """Tokens of a sequence, at most."""
 
+    shared: float = inf
+    """Tokens that several sequences have in common, at most."""
+
     head_rows: float = inf
     """Rows that go through the LM head, at most."""
 
@@ -105,6 +108,7 @@ def working_terms(setup: Setup, policy: Policy, filling: Filling) -> dict[str, B
         "activations": {tier: rows * width * policy.activations.on(tier) for tier in Tier},
         "cache on its way to disk": {Tier.HOST: _cache_on_its_way(setup, policy, filling)},
         "cache on its way to the device": {Tier.DEVICE: _cache_for_device(setup, policy)},
+        "shared cache that was read": {Tier.DEVICE: _shared_reads(setup, policy, filling.shared)},
         "micro-batch": {Tier.DEVICE: _micro_batch(setup, policy, filling.longest)},
         "sparse attention": {Tier.DEVICE: _sparse_attention(setup, policy)},
         # In float32, and their log-probabilities.
@@ -214,6 +218,17 @@ def _cache_for_device(setup: Setup, policy: Policy) -> float:
     token = spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
     longest = spec.max_positions * token / (2 * spec.num_layers)
     return READS_IN_MEMORY * max(policy.spilled_at_once(spec.num_layers), longest)
+
+
+def _shared_reads(setup: Setup, policy: Policy, shared: float) -> float:
+    """Keys and values of a layer that were read for the first micro-batch of those that share them.
+
+    Those that were dequantized are among what attention takes of each cached token.
+    """
+    if policy.cache.disk == 0 and (setup.unified or policy.cache.device == 1):
+        return 0
+    spec = setup.spec
+    return min(shared, spec.max_positions) * 2 * spec.hidden_size * setup.dtype_bytes
 
 
 def _sparse_attention(setup: Setup, policy: Policy) -> int:

@@ -50,7 +50,6 @@ class Found:
     setup: Setup
     shape: Shape
     solution: Solution
-    phases: Sequence[Phase]
     needed: Mapping[str, Linear]
     num_shapes: int
     num_solved: int
@@ -121,7 +120,6 @@ def search(
         setup=setup,
         shape=found.shape,
         solution=solution,
-        phases=found.phases,
         needed=found.needed,
         num_shapes=len(candidates),
         num_solved=num_solved,

@@ -7,7 +7,6 @@ small model of that width takes.
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from itertools import count, cycle
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from flexgen_helm.errors import StoreError
 from flexgen_helm.model.attention import attend, attend_one
+from flexgen_helm.model.cache_format import CacheFormat
 from flexgen_helm.model.checkpoint import read_spec
 from flexgen_helm.model.dtypes import DTYPES, device_of, resolve_device, resolve_dtype
 from flexgen_helm.model.dummy import write_dummy_of
@@ -39,8 +40,9 @@ from flexgen_helm.offload.disk import (
 )
 from flexgen_helm.offload.weights import Decompressor
 from flexgen_helm.planner.plan import predict
+from flexgen_helm.processor import cpu_model, num_cores
 from flexgen_helm.quant import kernels
-from flexgen_helm.quant.quantize import dequantize, dequantize_into, quantize
+from flexgen_helm.quant.quantize import quantize
 from flexgen_helm.quant.tensor import QuantizedTensor
 from flexgen_helm.runtime.engine import Engine
 from flexgen_helm.runtime.lengths import workload_of
@@ -48,6 +50,7 @@ from flexgen_helm.runtime.statistics import usable_bytes
 from flexgen_helm.specs.catalog import EMBEDDED_CHECKPOINT
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.hardware import Curve, Hardware, Surface, middle
+from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.opt_sizes import config_of
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import GenerationRequest, SamplingParams
@@ -176,7 +179,7 @@ def _hardware(bench: _Bench, directory: Path, dtype: str, values: Mapping[str, o
         source="measured",
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         conditions={
-            "processor": _processor(),
+            "processor": f"{num_cores()} x {cpu_model()}",
             "device": _device_name(bench.device),
             "threads": str(torch.get_num_threads()),
             "torch": torch.__version__,
@@ -273,19 +276,28 @@ class _Bench:
         return Curve(tuple(points))
 
     def dequantized_cache(self) -> float:
-        rows = self._random(SEQUENCES, CACHED, WIDTH)
-        quantized = quantize(rows, bits=BITS, group_size=GROUP_SIZE)
-        buffer = torch.empty(rows.numel(), dtype=self.dtype, device=self.device)
-        by_head = buffer.view(SEQUENCES, -1, CACHED, GROUP_SIZE)
-        in_order = by_head.transpose(1, 2).unsqueeze(3)
-
-        def dequantize_all() -> None:
-            if kernels.are_made_for(quantized):
-                dequantize(quantized, self.dtype, buffer)
-            else:
-                dequantize_into(in_order, quantized)
-
-        return rows.numel() / self.time(dequantize_all)
+        """In numbers a second: what attention takes longer over compressed keys and values."""
+        compression = Compression(cache_bits=BITS, group_size=GROUP_SIZE)
+        cache_format = CacheFormat(
+            spec=ModelSpec.from_config(_small_config()),
+            compression=compression,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        keys, values = (
+            quantize(self._random(SEQUENCES, CACHED, WIDTH), bits=BITS, group_size=GROUP_SIZE)
+            for _ in range(2)
+        )
+        numbers = 2 * SEQUENCES * CACHED * WIDTH
+        if cache_format.has_kernel:
+            queries = self._random(SEQUENCES, HEADS, HEAD)
+            ends = torch.full((SEQUENCES,), CACHED, device=self.device)
+            compressed_s = self.time(lambda: kernels.attend(queries, keys, values, ends))
+            plain_s = numbers * self.dtype.itemsize / self.decode_attention(self.device)
+            seconds = max(compressed_s - plain_s, LEAST_LEFT * compressed_s)
+        else:
+            seconds = self.time(lambda: cache_format.both_by_head(keys, values))
+        return numbers / seconds
 
     def quantized_cache(self) -> float:
         rows = self._random(CACHED, WIDTH)
@@ -367,22 +379,15 @@ def _seconds_of_pass(engine: Engine, requests: Sequence[GenerationRequest]) -> f
 
 def _hidden_rate(hardware: Hardware, device: str, directory: Path) -> float:
     """Bytes of hidden states a second, of what a prompt takes beside what is known."""
-    config = {
-        **config_of("1.3b"),
-        "num_hidden_layers": NUM_LAYERS,
-        "hidden_size": WIDTH,
-        "word_embed_proj_dim": WIDTH,
-        "ffn_dim": FFN,
-        "num_attention_heads": HEADS,
-        "vocab_size": VOCABULARY,
-    }
     sampling = SamplingParams(max_tokens=1)
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(4, VOCABULARY, (NUM_PROMPTS, CACHED), generator=generator)
     prompts[:, 0] = torch.arange(4, 4 + NUM_PROMPTS)  # nothing shared
     requests = [GenerationRequest(prompt_token_ids=p, sampling=sampling) for p in prompts.tolist()]
     with TemporaryDirectory(dir=directory) as name:
-        checkpoint = write_dummy_of(config, tokenizer=EMBEDDED_CHECKPOINT, directory=Path(name))
+        checkpoint = write_dummy_of(
+            _small_config(), tokenizer=EMBEDDED_CHECKPOINT, directory=Path(name)
+        )
         with Engine.from_pretrained(
             checkpoint, device=device, dtype=hardware.dtype, policy=Policy()
         ) as engine:
@@ -395,6 +400,19 @@ def _hidden_rate(hardware: Hardware, device: str, directory: Path) -> float:
     )
     num_bytes = prompts.numel() * NUM_LAYERS * WIDTH * hardware.dtype_bytes
     return num_bytes / max(measured_s - predicted.predicted_s, LEAST_LEFT * measured_s)
+
+
+def _small_config() -> dict[str, Any]:
+    """Return the shape of a model of few layers of the width that is measured."""
+    return {
+        **config_of("1.3b"),
+        "num_hidden_layers": NUM_LAYERS,
+        "hidden_size": WIDTH,
+        "word_embed_proj_dim": WIDTH,
+        "ffn_dim": FFN,
+        "num_attention_heads": HEADS,
+        "vocab_size": VOCABULARY,
+    }
 
 
 def _disk_rates(directory: Path, bench: _Bench) -> dict[str, float]:
@@ -491,15 +509,6 @@ def _reading(disk: _Disk) -> Iterator[Callable[[], tuple[int, float]]]:
             yield finish
         finally:
             stopped = True
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} x {names[0]}" if names else platform.machine()
 
 
 def _device_name(device: torch.device) -> str:

@@ -16,15 +16,22 @@ from flexgen_helm.offload.link import Lane
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.pools import Decoding, Pool
 from flexgen_helm.runtime.segments import Segment
+from flexgen_helm.runtime.shared_reads import SharedReads
 
 
 class DecodeMicroBatch:
-    """Pools that pass through a layer together, one new token a sequence."""
+    """Pools that pass through a layer together, one new token a sequence.
+
+    Args:
+        pools: those in it.
+        model: what computes it.
+        shared_reads: of the pass.
+    """
 
     needed: Tensor | None = None
     """All rows."""
 
-    def __init__(self, pools: Sequence_[Pool], model: Model) -> None:
+    def __init__(self, pools: Sequence_[Pool], model: Model, shared_reads: SharedReads) -> None:
         self.sequences = [sequence for pool in pools for sequence in pool.sequences]
         self.token_ids = model.indices([s.generated[-1] for s in self.sequences])
         self.positions = model.indices([s.position for s in self.sequences])
@@ -42,7 +49,12 @@ class DecodeMicroBatch:
         ]
         """Past positions each row attends to, where that is not all of them."""
         readers = _readers(member for pool in pools for member in pool.members)
-        self._readings = [(segment, row_index(rows, model.device)) for segment, rows in readers]
+        self._readings = [
+            (_stored(segment), row_index(rows, model.device)) for segment, rows in readers
+        ]
+        self._shared_reads = shared_reads
+        for cache, _ in self._readings:
+            shared_reads.add_reader(cache)
 
     def begin_attention(
         self,
@@ -94,8 +106,9 @@ class DecodeMicroBatch:
 
     def _shared(self, layer: int, q: Tensor) -> Iterator[tuple[slice | Tensor, Attended]]:
         """Attention to what several sequences share, with the rows of these."""
-        for segment, readers in self._readings:
-            yield readers, attend_rows(q[readers], *_stored(segment).read(layer))
+        for cache, readers in self._readings:
+            both = self._shared_reads.read(cache, layer)
+            yield readers, attend_rows(q[readers], *both)
 
     def _attend_top(self, layer: int, q: Tensor, new: KeysValues) -> Attended:
         most = max(self._num_attended)
@@ -105,7 +118,9 @@ class DecodeMicroBatch:
         for pool, rows in self._pools:
             tops.append(pool.find_top(layer, q[rows], most))
             largest.add(rows, tops[-1].scores)
-        shared = [(readers, _stored(segment).read(layer)) for segment, readers in self._readings]
+        shared = [
+            (readers, self._shared_reads.read(cache, layer)) for cache, readers in self._readings
+        ]
         for readers, (keys, _) in shared:
             largest.add_shared(readers, q[readers], keys)
         least = largest.thresholds()
@@ -124,7 +139,7 @@ class DecodeMicroBatch:
         Returns the bytes of memory that this takes.
         """
         pools = sum(pool.begin_read(layer) for pool, _ in self._pools)
-        return pools + sum(_stored(segment).begin_read(layer) for segment, _ in self._readings)
+        return pools + sum(self._shared_reads.begin(cache, layer) for cache, _ in self._readings)
 
 
 def _stored(segment: Segment) -> SegmentCache:

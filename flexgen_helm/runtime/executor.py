@@ -27,6 +27,7 @@ from flexgen_helm.runtime.model_pass import MicroBatch, ModelPass
 from flexgen_helm.runtime.pools import Pool, group, repack
 from flexgen_helm.runtime.segments import KeptPrefix
 from flexgen_helm.runtime.sequence import max_new_tokens
+from flexgen_helm.runtime.shared_reads import SharedReads
 from flexgen_helm.runtime.statistics import Cost, free_memory_bytes, peak_memory_bytes
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import GenerationRequest, GenerationResult
@@ -214,8 +215,9 @@ class BlockExecutor:
 
     def _run_pass(self, blocks: Sequence_[tuple[_Queue, Block]]) -> list[DecodeMicroBatch]:
         """Prefill blocks and add a token to each sequence in decode; return the latter."""
+        shared_reads = SharedReads(self._model.spec.max_positions)
         decode = [
-            DecodeMicroBatch(pools, self._model)
+            DecodeMicroBatch(pools, self._model, shared_reads)
             for pools in group(self._pools, self.policy.micro_batch_size)
         ]
         prefill = [micro_batch for _, block in blocks for micro_batch in block.micro_batches]

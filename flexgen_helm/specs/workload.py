@@ -91,17 +91,6 @@ class RequestLengths:
         """Whether anything goes on after its first token."""
         return self.new_tokens > 1
 
-    @property
-    def padded(self) -> RequestLengths:
-        """The same with every prompt as long as the longest, and nothing shared."""
-        return RequestLengths(
-            name=self.name,
-            num_requests=self.num_requests,
-            prompt_len=self.max_prompt_len,
-            max_prompt_len=self.max_prompt_len,
-            new_tokens=self.new_tokens,
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -136,6 +125,11 @@ class Workload:
     def longest(self) -> int:
         """Tokens of a sequence, at most."""
         return max(lengths.max_prompt_len + lengths.new_tokens for lengths in self)
+
+    @property
+    def shared_tokens(self) -> float:
+        """Tokens that several requests have in common, at most: all that are not computed anew."""
+        return sum(lengths.num_requests * lengths.shared_len for lengths in self)
 
     @property
     def head_rows(self) -> float:

@@ -3,7 +3,7 @@ import subprocess
 from datetime import datetime, timezone
 
 from flexgen_helm import __version__
-from flexgen_helm.bench.conditions import commit, cpu_model, machine_conditions, version
+from flexgen_helm.bench.conditions import commit, machine_conditions, version
 
 NOW = datetime(2026, 7, 1, 12, 30, 15, 999, tzinfo=timezone.utc)
 
@@ -18,13 +18,6 @@ def test_conditions_name_machine_and_software():
     known = {"cpu", "os", "python", "torch", "transformers", "crfm-helm"}
     assert all(conditions[name] for name in known)
     json.dumps(conditions)
-
-
-def test_cpu_model_is_read_where_linux_tells_it(tmp_path):
-    file = tmp_path / "cpuinfo"
-    file.write_text("processor\t: 0\nmodel name\t: A CPU @ 2 GHz\n\nmodel name\t: A CPU @ 2 GHz\n")
-    assert cpu_model(file) == "A CPU @ 2 GHz"
-    assert cpu_model(tmp_path / "elsewhere")
 
 
 def test_a_distribution_that_is_not_installed_has_no_version():

@@ -32,8 +32,8 @@ def test_against_float64(dtype, activation, num_rows, with_bias):
             torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance)
 
 
-def test_laying_out_keeps_the_bytes():
-    weight = torch.randn(97, 64).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_laying_out_keeps_the_bytes(dtype):
+    weight = torch.randn(97, 64).to(dtype)
     stored = laid_out(weight)
-    assert stored.numel() * stored.element_size() == 97 * 64 * 2
-    assert torch.equal(laid_out(weight.float()), weight.float())
+    assert stored.numel() * stored.element_size() == 97 * 64 * dtype.itemsize

@@ -236,7 +236,6 @@ def test_a_phase_takes_as_long_as_its_busiest_resource_and_part_of_the_others():
         ]
         expected = max(seconds) + contention * (sum(seconds) - max(seconds))
         assert decode.seconds(fractions_of(policy)) == pytest.approx(expected)
-        assert decode.least_s <= decode.seconds(fractions_of(policy))
 
 
 def test_the_formulas_of_the_paper():

@@ -260,4 +260,3 @@ def test_linear_expressions_add_up():
     both = one + one * 2 + 1
     assert both.constant == 4
     assert both.slopes == {("weights", Tier.DISK): 6.0}
-    assert one.least == 1

@@ -11,7 +11,6 @@ def test_derived_numbers():
     assert (some.prompt_tokens, some.own_len, some.shared_len) == (20_000, 50, 150)
     assert some.decodes
     assert not lengths(new_tokens=1).decodes
-    assert some.padded == lengths(prompt_len=300, max_prompt_len=300)
     both = workload(some, lengths(new_tokens=1, scored_part=0.5, least_filled=0.9))
     assert both.generated_tokens == 100 * 11 + 100
     assert both.longest == 311
