@@ -11,6 +11,7 @@ from flexgen_helm.planner.alternatives import alternatives, differences
 from flexgen_helm.planner.costs import Shape
 from flexgen_helm.planner.linear import Linear, placed_on
 from flexgen_helm.planner.memory_terms import (
+    MICRO_BATCH,
     Bytes,
     Filling,
     attended_per_token,
@@ -19,12 +20,13 @@ from flexgen_helm.planner.memory_terms import (
     fixed_terms,
     matrix_bytes,
     stored_per_token,
+    token_bytes,
     total,
     working_terms,
 )
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.budget import MemoryBudget
-from flexgen_helm.specs.chunks import LEAST_FILLED
+from flexgen_helm.specs.chunks import LEAST_FILLED, REUSED_BYTES
 from flexgen_helm.specs.hardware import Hardware
 from flexgen_helm.specs.placement import ON_DEVICE, Placement, Tier
 from flexgen_helm.specs.policy import Policy
@@ -36,8 +38,8 @@ LEAST_TOKENS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryPlan:
-    """What a policy takes."""
+class Taken:
+    """What is in memory at one time."""
 
     fixed: Mapping[str, Bytes]
     """Terms that do not depend on what is cached."""
@@ -45,18 +47,40 @@ class MemoryPlan:
     per_token: Bytes
     """Of each token in the KV cache."""
 
+    def bytes_on(self, tiers: tuple[Tier, ...], *, cached_tokens: float) -> float:
+        """Bytes it takes on some tiers together, with so many tokens in the KV cache."""
+        per_token = sum(self.per_token.get(tier, 0) for tier in tiers)
+        return total(self.fixed, tiers) + cached_tokens * per_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """What a policy takes."""
+
+    times: tuple[Taken, ...]
+    """Prefill and decode where one comes after the other, else both together."""
+
     cache_tokens: int | None
     """Tokens there is room for; `None` without a limit."""
+
+    @property
+    def fixed(self) -> Mapping[str, Bytes]:
+        """What does not depend on what is cached, in prefill."""
+        return self.times[0].fixed
+
+    @property
+    def per_token(self) -> Bytes:
+        """Of each token in the KV cache, in decode."""
+        return self.times[-1].per_token
 
     @property
     def weights_on_disk(self) -> int:
         """Bytes of weights that are read from disk."""
         return int(self.fixed["weights"].get(Tier.DISK, 0))
 
-    def bytes_on(self, tiers: tuple[Tier, ...], *, cached_tokens: int) -> float:
-        """Bytes it takes on some tiers together, with so many tokens in the KV cache."""
-        per_token = sum(self.per_token.get(tier, 0) for tier in tiers)
-        return total(self.fixed, tiers) + cached_tokens * per_token
+    def bytes_on(self, tiers: tuple[Tier, ...], *, cached_tokens: float) -> float:
+        """Bytes it takes on some tiers together, with so many tokens in the KV cache, at most."""
+        return max(taken.bytes_on(tiers, cached_tokens=cached_tokens) for taken in self.times)
 
 
 def plan_memory(
@@ -85,7 +109,9 @@ def plan_memory(
         )
         plan = _plan(setup, filled, budget, filling)
         if _is_one_block(policy, workload, plan.cache_tokens):
-            plan = _plan(setup, filled, budget, replace(filling, apart=True))
+            dequantized = workload.cached_tokens * setup.spec.hidden_size * setup.dtype_bytes
+            reuses = setup.unified and dequantized < REUSED_BYTES
+            plan = _plan(setup, filled, budget, replace(filling, apart=True), reuses=reuses)
     if plan.cache_tokens is not None and plan.cache_tokens < 1:
         nearest = nearest_policy(setup, policy, budget)
         advice = (
@@ -118,20 +144,43 @@ def _is_one_block(policy: Policy, workload: Workload, cache_tokens: int | None) 
 
 
 def _plan(
-    setup: Setup, policy: Policy, budget: MemoryBudget, filling: Filling | None = None
+    setup: Setup,
+    policy: Policy,
+    budget: MemoryBudget,
+    filling: Filling | None = None,
+    *,
+    reuses: bool = False,
 ) -> MemoryPlan:
+    """Plan for requests that fill a policy so.
+
+    Args:
+        setup: the model.
+        policy: where everything is.
+        budget: what may be used.
+        filling: how full it gets; as full as it can be if `None`.
+        reuses: whether attention in decode takes the memory that a micro-batch had in prefill.
+    """
     filling = filling or Filling()
     fixed = fixed_terms(setup, policy, filling)
     per_token = cache_per_token(setup, policy, least_filled=filling.least_filled)
+    times = [Taken(fixed=fixed, per_token=per_token)]
+    if reuses:
+        stored = stored_per_token(setup, policy, filling.least_filled)
+        decode = {name: term for name, term in fixed.items() if name != MICRO_BATCH}
+        times = [
+            Taken(fixed=fixed, per_token=stored),
+            Taken(fixed=decode, per_token=per_token),
+        ]
     rooms = []
     for tiers, allowed in _memories(setup, budget):
-        each = sum(per_token.get(tier, 0) for tier in tiers)
-        left = allowed - total(fixed, tiers)
-        if left < 0:
-            rooms.append(0)
-        elif each:
-            rooms.append(int(left / each))
-    return MemoryPlan(fixed=fixed, per_token=per_token, cache_tokens=min(rooms, default=None))
+        for taken in times:
+            each = sum(taken.per_token.get(tier, 0) for tier in tiers)
+            left = allowed - total(taken.fixed, tiers)
+            if left < 0:
+                rooms.append(0)
+            elif each:
+                rooms.append(int(left / each))
+    return MemoryPlan(times=tuple(times), cache_tokens=min(rooms, default=None))
 
 
 def nearest_policy(setup: Setup, policy: Policy, budget: MemoryBudget) -> Policy | None:
@@ -233,7 +282,7 @@ def needed_bytes(
             (placed_on(name, tier) * size for name, size in placed.items()),
             Linear(total(fixed, (tier,))),
         )
-        + placed_on("cache", tier) * (stored_per_token(setup, least_filled) * shape.cached_tokens)
+        + placed_on("cache", tier) * (token_bytes(setup, least_filled) * shape.cached_tokens)
         for tier in Tier
     }
     tier = attending(setup, shape.attention)

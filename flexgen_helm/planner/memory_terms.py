@@ -36,6 +36,10 @@ DEQUANTIZING_BYTES = 6
 its group's scale and zero."""
 
 
+MICRO_BATCH = "micro-batch"
+"""The term of what a micro-batch takes in prefill."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Filling:
     """How full requests make what a policy allows."""
@@ -109,7 +113,7 @@ def working_terms(setup: Setup, policy: Policy, filling: Filling) -> dict[str, B
         "cache on its way to disk": {Tier.HOST: _cache_on_its_way(setup, policy, filling)},
         "cache on its way to the device": {Tier.DEVICE: _cache_for_device(setup, policy)},
         "shared cache that was read": {Tier.DEVICE: _shared_reads(setup, policy, filling.shared)},
-        "micro-batch": {Tier.DEVICE: _micro_batch(setup, policy, filling.longest)},
+        MICRO_BATCH: {Tier.DEVICE: _micro_batch(setup, policy, filling.longest)},
         "sparse attention": {Tier.DEVICE: _sparse_attention(setup, policy)},
         # In float32, and their log-probabilities.
         "logits": {Tier.DEVICE: min(HEAD_ROWS, filling.head_rows) * spec.vocab_size * 8},
@@ -118,14 +122,19 @@ def working_terms(setup: Setup, policy: Policy, filling: Filling) -> dict[str, B
 
 
 def cache_per_token(setup: Setup, policy: Policy, *, least_filled: float = LEAST_FILLED) -> Bytes:
-    """Return what a token in the KV cache takes, with its share of padding."""
-    token = stored_per_token(setup, least_filled)
-    taken = {tier: policy.cache.on(tier) * token for tier in Tier}
+    """Return what a token in the KV cache takes in decode, with its share of padding."""
+    taken = dict(stored_per_token(setup, policy, least_filled))
     taken[attending(setup, policy.attention)] += attended_per_token(setup, least_filled)
     return taken
 
 
-def stored_per_token(setup: Setup, least_filled: float) -> float:
+def stored_per_token(setup: Setup, policy: Policy, least_filled: float) -> Bytes:
+    """Return what a token in the KV cache takes where it is stored, with its share of padding."""
+    token = token_bytes(setup, least_filled)
+    return {tier: policy.cache.on(tier) * token for tier in Tier}
+
+
+def token_bytes(setup: Setup, least_filled: float) -> float:
     """Return the bytes of a token in the KV cache, with its share of padding, at most."""
     stored = setup.spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
     return stored / least_filled
@@ -176,18 +185,23 @@ def _micro_batch(setup: Setup, policy: Policy, longest: float) -> float:
     Attention: hidden states, their norm, queries (as projected and scaled), keys and values (as
     projected, with those carried on from the micro-batch before, by head, and for the next),
     attended values, and queries, keys, values and attended values once more, in chains side by
-    side: 20 rows. The MLP: hidden states, their norm, its output, their sum, and [n, f]. Scores
+    side: 18 rows. The MLP: hidden states, their norm, its output, their sum, and [n, f].
+
+    Where attention is two products, keys and values in their order come on top, and scores, which
     are computed in chunks, if there are so many.
     """
     spec = setup.spec
-    widths = max(20 * spec.hidden_size, 4 * spec.hidden_size + spec.ffn_size)
+    by_products = setup.unified and setup.dtype_bytes == 2
+    attention = (20 if by_products else 18) * spec.hidden_size
+    widths = max(attention, 4 * spec.hidden_size + spec.ffn_size)
     if attending(setup, policy.attention) is Tier.HOST:
         # One micro-batch is attended to while another is computed: its hidden states, and what it
         # attended to of shared positions.
         widths += 2 * spec.hidden_size
     seen = min(longest, spec.max_positions)
     scores = min(CHUNK_SCORES, policy.micro_batch_tokens * spec.num_heads * seen)
-    return (policy.micro_batch_tokens * widths + 3 * scores) * setup.dtype_bytes
+    chunks = 3 * scores if by_products else 0
+    return (policy.micro_batch_tokens * widths + chunks) * setup.dtype_bytes
 
 
 def _cache_on_its_way(setup: Setup, policy: Policy, filling: Filling) -> float:

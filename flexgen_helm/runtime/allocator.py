@@ -5,11 +5,10 @@ from __future__ import annotations
 import ctypes
 import sys
 
+from flexgen_helm.specs.chunks import REUSED_BYTES
+
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-
-_LARGEST_REUSED_BYTES = 32 << 20
-"""The largest value every glibc accepts; activations of a micro-batch mostly stay below."""
 
 _KEPT_BYTES = 512 << 20
 
@@ -22,7 +21,7 @@ def reuse_freed_memory() -> None:
     than with glibc this does nothing.
     """
     if (library := _glibc()) is not None:
-        library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_REUSED_BYTES)
+        library.mallopt(_M_MMAP_THRESHOLD, REUSED_BYTES)
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 

@@ -34,6 +34,10 @@ READS_IN_MEMORY = 6
 that were begun before their turn comes, enough for the disk to be busy while those computed on
 take longer than theirs took to read."""
 
+REUSED_BYTES = 32 << 20
+"""Blocks of memory up to this size are used again on a CPU, and not given back to the system: the
+largest value every glibc accepts; activations of a micro-batch mostly stay below."""
+
 LOADS_IN_FLIGHT = 4
 """Keys, or values, of a layer that are brought to a GPU at once, where they come from the disk."""
 

@@ -278,3 +278,60 @@ def test_requests_that_are_alike_need_no_padding():
     )
     assert exact == 2 * 24 * 2048 * 2  # keys and values of 24 layers, in two bytes
     assert padded == exact / 0.8
+
+
+def one_block(num_requests, **changes):
+    """Requests that all fit into one block."""
+    lengths = RequestLengths(
+        name="r",
+        num_requests=num_requests,
+        prompt_len=256,
+        max_prompt_len=256,
+        new_tokens=32,
+        least_filled=1.0,
+        **changes,
+    )
+    return Workload(name="r", scenarios=(lengths,))
+
+
+def test_attention_takes_the_memory_of_a_micro_batch_that_came_before():
+    """One after the other they take as much as the larger of both."""
+    compressed = setup("w4-kv4")
+    workload = one_block(4)
+    plan = plan_memory(compressed, Policy(), MemoryBudget(), workload)
+    tiers, cached = (Tier.DEVICE, Tier.HOST), 4 * 287
+    prefill, decode = plan.times
+    micro_batch = prefill.fixed["micro-batch"][Tier.DEVICE]
+    dequantized = cached * 2 * 2048 * 2
+    stored = cached * prefill.per_token[Tier.DEVICE]
+    rest = sum(prefill.fixed[name].get(t, 0) for name in decode.fixed for t in tiers)
+    assert dequantized < micro_batch
+    assert plan.bytes_on(tiers, cached_tokens=cached) == pytest.approx(rest + stored + micro_batch)
+    most = plan.bytes_on(tiers, cached_tokens=100 * cached)
+    assert most == pytest.approx(rest + 100 * (stored + dequantized))
+
+
+def test_large_blocks_of_memory_are_not_used_again():
+    compressed = setup("w4-kv4")
+    few, many = (
+        plan_memory(compressed, Policy(), MemoryBudget(), one_block(count)) for count in (28, 29)
+    )
+    # 28 x 288 tokens, 2,048 numbers of two bytes each: 33.0 MB.
+    assert (len(few.times), len(many.times)) == (2, 1)
+    assert len(plan_memory(compressed, Policy(), MemoryBudget()).times) == 1
+
+
+def test_scores_are_in_memory_where_attention_is_two_products():
+    two, four = (
+        fixed_terms(setup(dtype_bytes=size), Policy())["micro-batch"][Tier.DEVICE]
+        for size in (2, 4)
+    )
+    assert two == (2048 * 20 * 2048 + 3 * (4 << 20)) * 2
+    assert four == 2048 * 18 * 2048 * 4
+
+
+@given(tokens=st.integers(0, 10**6), allowed=st.integers(10**9, 10**10))
+def test_no_more_tokens_are_cached_than_a_budget_allows(tokens, allowed):
+    plan = plan_memory(setup("w4-kv4"), Policy(), MemoryBudget(device=allowed), one_block(4))
+    fits = plan.bytes_on((Tier.DEVICE, Tier.HOST), cached_tokens=tokens) <= allowed
+    assert fits == (tokens <= plan.cache_tokens)

@@ -178,7 +178,7 @@ def test_the_store_is_made_once(checkpoint, tmp_path):
 
 
 def test_a_budget_moves_to_disk_what_does_not_fit(checkpoint, label, expected, tmp_path):
-    budget = MemoryBudget(device="100MB", disk="1GB")
+    budget = MemoryBudget(device="66MB", disk="1GB")
     with Engine.from_pretrained(
         checkpoint,
         compression=Compression.parse(label),
@@ -192,7 +192,7 @@ def test_a_budget_moves_to_disk_what_does_not_fit(checkpoint, label, expected, t
 
 
 def test_a_policy_beyond_the_budget_is_refused_before_anything_is_loaded(checkpoint, tmp_path):
-    with pytest.raises(BudgetError, match="this fits: micro_batch_tokens=2048"):
+    with pytest.raises(BudgetError, match="this fits: micro_batch_tokens=8192"):
         Engine.from_pretrained(
             checkpoint,
             dtype="float32",

@@ -96,7 +96,9 @@ def test_a_prefix_is_read_once_by_several_micro_batches(
     monkeypatch.setattr(SegmentCache, "read", counted)
     sampling = SamplingParams(max_tokens=4)
     requests = [
-        GenerationRequest(prompt_token_ids=[2, *(5 + j % 90 for j in range(100)), 7 + i], sampling=sampling)
+        GenerationRequest(
+            prompt_token_ids=[2, *(5 + j % 90 for j in range(100)), 7 + i], sampling=sampling
+        )
         for i in range(12)
     ]
 
