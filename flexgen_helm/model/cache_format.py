@@ -158,15 +158,14 @@ class CacheFormat:
 
         Args:
             records: by position.
-            tensors: where to, as in `layout`; positions that are left over become zeros.
+            tensors: where to, as in `layout` for so many positions.
         """
         parts, dim = list(zip(*records, strict=True)), 1
         if not self.compressed:
             heads = self.spec.num_heads, self.spec.head_size
             parts, dim = [tuple(rows.unflatten(1, heads) for [rows] in records)], 2
         for part, tensor in zip(parts, tensors, strict=True):
-            zeros = [torch.zeros_like(part[0])] * (tensor.shape[dim] - len(records))
-            torch.stack([*part, *zeros], dim, out=tensor)
+            torch.stack(part, dim, out=tensor)
 
     def both_by_head(self, keys: Rows, values: Rows) -> tuple[Tensor, Tensor]:
         """Do what `by_head` does, for keys and values in memory that is used again and again.

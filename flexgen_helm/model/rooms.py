@@ -235,7 +235,8 @@ class DiskRoom:
                 yield parts
                 return
             buffer = self._spill.buffers.take(self._run.num_bytes)
-            tensors = self._run.views(buffer)
+            layout = RecordLayout(self._format.layout(self._num_slots, len(last)))
+            tensors = layout.views(buffer)
             self._format.join(last, tensors)
             try:
                 yield [*parts, RoomPart(self._format.rows(tensors), len(last))]

@@ -210,14 +210,17 @@ class _Bench:
         return Surface(tuple(curves))
 
     def _products_with(self, inputs: int, outputs: int) -> Curve:
-        count = -(-IN_TURN_BYTES // (inputs * outputs * self.dtype.itemsize))
-        matrices = cycle([laid_out(self._random(outputs, inputs)) for _ in range(count)])
-        points = []
+        matrices, points = self.in_turn(inputs, outputs), []
         for rows in ROWS:
             hidden = self._random(rows, inputs)
             seconds = self.time(partial(_product, hidden, matrices))
             points.append((float(rows), 2 * rows * inputs * outputs / seconds))
         return Curve(tuple(points))
+
+    def in_turn(self, inputs: int, outputs: int) -> Iterator[Tensor]:
+        """Matrices without end, none of which is in a cache when it comes again."""
+        count = -(-IN_TURN_BYTES // (inputs * outputs * self.dtype.itemsize))
+        return cycle([laid_out(self._random(outputs, inputs)) for _ in range(count)])
 
     def prefill_attention(self) -> float:
         """Causal, in FLOP/s of what the mask leaves."""
@@ -476,14 +479,17 @@ class _Disk:
 
 
 def _contention(disk: _Disk, bench: _Bench, read_bytes_per_s: float) -> float:
-    """Part of the shorter of computing and reading that takes time of its own beside the longer."""
-    hidden, matrices = bench._random(1024, WIDTH), [laid_out(bench._random(FFN, WIDTH))]
-    alone_s = bench.time(lambda: linear(hidden, matrices[0]))
+    """Part of the shorter of computing and reading that takes time of its own beside the longer.
+
+    Products are those of decode, which wants the disk most: like it, they wait for memory.
+    """
+    multiply = partial(_product, bench._random(SEQUENCES, WIDTH), bench.in_turn(WIDTH, FFN))
+    alone_s = bench.time(multiply)
     with _reading(disk) as finish:
         start_s = time.perf_counter()
         products = 0
         while time.perf_counter() - start_s < TOGETHER_S:
-            linear(hidden, matrices[0])
+            multiply()
             bench.synchronize()
             products += 1
         num_bytes, seconds = finish()

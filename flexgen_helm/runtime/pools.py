@@ -190,8 +190,7 @@ class Pool:
             mask = self._mask(first.keys.shape[2], num_last)
             attended = attend_one(q, first.keys, first.values, mask, keys, values)
             for part in last:
-                none = _beyond(part.num_positions, part.keys)
-                other = attend_some(q[:, :, None], part.keys, part.values, none)
+                other = attend_some(q[:, :, None], part.keys, part.values)
                 merge_(attended, Attended(*(x.squeeze(2) for x in other)))
         return attended
 
@@ -330,13 +329,6 @@ def _joins(one: Pool, other: Pool, size: int) -> bool:
     saved_reads = POOL_READS * min(one.remaining_len, other.remaining_len)
     pays = saved_reads > one.copy_reads + other.copy_reads
     return _fit([one, other], size) and pays and other.capacity >= LEAST_FILLED * one.capacity
-
-
-def _beyond(num_positions: int, keys: Tensor) -> Tensor | None:
-    """Where, of keys [b, h, t, d], those of no position are, for all slots alike [1, 1, t]."""
-    if num_positions == keys.shape[2]:
-        return None
-    return (torch.arange(keys.shape[2], device=keys.device) >= num_positions).expand(1, 1, -1)
 
 
 def _by_head(queries: Tensor, new: KeysValues) -> list[Tensor]:
