@@ -153,7 +153,7 @@ def test_the_parts_of_a_pool_make_up_the_whole(bits, layer, spill):
 def assert_parts(parts, whole, lengths, *, one):
     num_last = sum(part.num_positions for part in parts[1:])
     assert len(parts) == (1 if one else 1 + -(-num_last // RUN_LEN))
-    assert {part.keys.shape[2] for part in parts[1:]} <= {RUN_LEN}
+    assert all(part.keys.shape[2] == part.num_positions <= RUN_LEN for part in parts[1:])
     for which in range(2):
         first, *last = (part[which][:, :, : part.num_positions] for part in parts)
         for slot, length in lengths.items():
