@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -28,6 +29,7 @@ from flexgen_helm.bench.gpu_workloads import (
 from flexgen_helm.bench.trial import Workload
 from flexgen_helm.cli.main import main
 from flexgen_helm.errors import CommandError
+from flexgen_helm.model.dtypes import resolve_dtype
 from flexgen_helm.specs.catalog import EMBEDDED_CHECKPOINT
 from flexgen_helm.specs.shipped import typical_hardware
 
@@ -180,7 +182,7 @@ def session(tmp_path):
 
 def test_ours_and_accelerate_run_in_processes_of_their_own(session):
     session = session()
-    hardware = typical_hardware(unified=True)
+    hardware = replace(typical_hardware(unified=True), dtype=resolve_dtype("auto", "cpu"))
     ours = session.run(trial(OURS), hardware)
     assert (ours.model, ours.requests, ours.prompt_len) == ("opt-125m", 2, 8)
     assert 2 <= ours.generated_tokens <= 6
