@@ -35,7 +35,6 @@ DEQUANTIZING_BYTES = 6
 """Per number: its code as an integer and in float32, where its value takes its place, and a part of
 its group's scale and zero."""
 
-
 MICRO_BATCH = "micro-batch"
 """The term of what a micro-batch takes in prefill."""
 

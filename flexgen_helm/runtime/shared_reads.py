@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cached_property
-from itertools import takewhile
+from itertools import accumulate
 
 from flexgen_helm.model.kv_cache import KeysByHead, SegmentCache
 
@@ -59,12 +59,8 @@ class SharedReads:
     @cached_property
     def _shared(self) -> set[int]:
         """Caches that are kept: as many as may be, those with the most readers first."""
-        left = self._most_tokens
-
-        def is_within(key: int) -> bool:
-            nonlocal left
-            left -= self._caches[key].num_tokens
-            return left >= 0
-
         most_read = [key for key, readers in self._num_readers.most_common() if readers > 1]
-        return set(takewhile(is_within, most_read))
+        tokens = accumulate(self._caches[key].num_tokens for key in most_read)
+        return {
+            key for key, kept in zip(most_read, tokens, strict=True) if kept <= self._most_tokens
+        }

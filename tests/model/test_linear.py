@@ -37,3 +37,8 @@ def test_laying_out_keeps_the_bytes(dtype):
     weight = torch.randn(97, 64).to(dtype)
     stored = laid_out(weight)
     assert stored.numel() * stored.element_size() == 97 * 64 * dtype.itemsize
+
+
+def test_what_onednn_does_not_compute_stays_as_it_is():
+    weight = torch.randn(97, 64).half()
+    assert torch.equal(laid_out(weight), weight)
