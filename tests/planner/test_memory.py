@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flexgen_helm.errors import BudgetError
@@ -250,14 +250,21 @@ def test_a_plan_never_takes_more_than_is_allowed(device, label, disk):
 
 
 @given(st.integers(10**8, 10**10), st.integers(10**8, 10**10))
+@example(830406656, 846938112)  # only the larger has room for a cache as large as it should be
 def test_more_memory_is_never_worse(one, other):
-    less, more = (
-        nearest_policy(setup(), Policy(), MemoryBudget(device=size))
-        for size in sorted((one, other))
-    )
+    budgets = [MemoryBudget(device=size) for size in sorted((one, other))]
+    less, more = (nearest_policy(setup(), Policy(), budget) for budget in budgets)
     if less is not None:
         assert more is not None
-        assert more.weights.disk <= less.weights.disk or more.cache.disk < less.cache.disk
+        few, many = (
+            plan_memory(setup(), policy, budget).cache_tokens
+            for policy, budget in zip((less, more), budgets, strict=True)
+        )
+        assert (
+            few < LEAST_TOKENS <= many
+            or more.weights.disk <= less.weights.disk
+            or more.cache.disk < less.cache.disk
+        )
 
 
 def test_policies_are_otherwise_as_they_were():
