@@ -129,10 +129,19 @@ class CacheFormat:
         if not self.compressed:  # [b, h, t, d], the order in which products read it
             shape = num_slots, self.spec.num_heads, capacity, self.spec.head_size
             return [TensorLayout(self.dtype, shape)]
-        position = self.tensors(torch.zeros(self.spec.hidden_size, dtype=self.dtype))
         return [
-            TensorLayout(tensor.dtype, (num_slots, capacity, *tensor.shape)) for tensor in position
+            TensorLayout(tensor.dtype, (num_slots, capacity, *tensor.shape))
+            for tensor in self._position
         ]
+
+    def position_layout(self, num_slots: int) -> list[TensorLayout]:
+        """Return what tensors hold one position of each slot, as `tensors` makes them."""
+        return [TensorLayout(x.dtype, (num_slots, *x.shape)) for x in self._position]
+
+    @cached_property
+    def _position(self) -> list[TensorLayout]:
+        position = self.tensors(torch.zeros(self.spec.hidden_size, dtype=self.dtype))
+        return [TensorLayout(tensor.dtype, tuple(tensor.shape)) for tensor in position]
 
     def rows(self, tensors: Sequence[Tensor]) -> Rows:
         """Return what such tensors hold by position: [b, t, h, d], or compressed [b, t, ...]."""
@@ -153,19 +162,20 @@ class CacheFormat:
         """Undo `rows`."""
         return tensors_of(rows if isinstance(rows, QuantizedTensor) else rows.transpose(1, 2))
 
-    def join(self, records: Sequence[Sequence[Tensor]], tensors: Sequence[Tensor]) -> None:
-        """Put what `compress` made of one position of each slot [b, e] side by side.
+    def join(self, positions: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Put what `tensors` made of some positions, one after another, side by side.
 
         Args:
-            records: by position.
+            positions: [t, b, ...].
             tensors: where to, as in `layout` for so many positions.
         """
-        parts, dim = list(zip(*records, strict=True)), 1
-        if not self.compressed:
+        if self.compressed:
+            in_order = [part.transpose(0, 1) for part in positions]
+        else:
             heads = self.spec.num_heads, self.spec.head_size
-            parts, dim = [tuple(rows.unflatten(1, heads) for [rows] in records)], 2
-        for part, tensor in zip(parts, tensors, strict=True):
-            torch.stack(part, dim, out=tensor)
+            in_order = [part.unflatten(2, heads).permute(1, 2, 0, 3) for part in positions]
+        for tensor, part in zip(tensors, in_order, strict=True):
+            tensor.copy_(part)
 
     def both_by_head(self, keys: Rows, values: Rows) -> tuple[Tensor, Tensor]:
         """Do what `by_head` does, for keys and values in memory that is used again and again.

@@ -156,8 +156,9 @@ class _OnHost:
 
 class _OnDisk:
     def __init__(self, tensors: Sequence[Tensor], spill: Spill, link: Link | None) -> None:
-        self._region = spill.region(RecordLayout.of(tensors).num_bytes)
-        self._region.append_copy(tensors)
+        layout = RecordLayout.of(tensors)
+        self._region = spill.region(layout.num_bytes)
+        self._region.append_copy(layout, tensors)
         self._link = link
 
     @property
@@ -182,9 +183,6 @@ class CachePart(NamedTuple):
 
     keys: Tensor
     values: Tensor
-
-    num_positions: int
-    """Those of the t that mean something, if a slot has so many."""
 
 
 class CachePool:
@@ -246,12 +244,12 @@ class CachePool:
         if isinstance(keys, DiskRoom) and isinstance(values, DiskRoom):
             with keys.read_parts() as key_parts, values.read_parts() as value_parts:
                 yield [
-                    self._part(of_keys.rows, of_values.rows, of_keys.num_positions)
-                    for of_keys, of_values in zip(key_parts, value_parts, strict=True)
+                    CachePart(*map(self._format.by_head, both))
+                    for both in zip(key_parts, value_parts, strict=True)
                 ]
         else:
             with self.read_stored(layer, on_host=on_host) as stored:
-                yield [CachePart(*self._format.both_by_head(*stored), self.capacity)]
+                yield [CachePart(*self._format.both_by_head(*stored))]
 
     @contextmanager
     def read_stored(self, layer: int, *, on_host: bool = False) -> Iterator[tuple[Rows, Rows]]:
@@ -281,10 +279,6 @@ class CachePool:
             by_head = self._format.by_head(rows)
             chosen = positions[..., None].to(by_head.device)
             return by_head.take_along_dim(chosen, dim=2).to(positions.device)
-
-    def _part(self, keys: Rows, values: Rows, num_positions: int) -> CachePart:
-        by_head = [self._format.by_head(rows) for rows in (keys, values)]
-        return CachePart(keys=by_head[0], values=by_head[1], num_positions=num_positions)
 
     def _rooms(self, layer: int, *, on_host: bool) -> list[Room]:
         """Rooms of keys and values: for the host those that hold them, without the link."""

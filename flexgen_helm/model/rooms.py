@@ -5,7 +5,7 @@ Shape letters: b sequences, t cached positions, h heads, d head size, e model wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice, pairwise
@@ -18,12 +18,8 @@ from flexgen_helm.model.cache_format import HOST, CacheFormat, Rows, tensors_of
 from flexgen_helm.model.row_cells import RowCells, run_bounds
 from flexgen_helm.offload.link import Lane, Link, Transit
 from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion
+from flexgen_helm.specs.chunks import RUN_LEN
 from flexgen_helm.specs.placement import Tier
-
-RUN_LEN = 16
-"""Positions after prefill that are stored one by one until they are put in order as a run: enough
-for few runs, few enough to be put in order for every token. Products always have runs of this many:
-libraries keep half a megabyte for every shape they have met."""
 
 
 class RoomSize(NamedTuple):
@@ -38,16 +34,6 @@ class RoomSize(NamedTuple):
     capacity: int
     """t, of the longest at its end: no more than the other two together, as one slot may have
     much of the one and another much of the other."""
-
-
-class RoomPart(NamedTuple):
-    """Some positions of each slot of a room."""
-
-    rows: Rows
-    """[b, t]"""
-
-    num_positions: int
-    """Those of the t that mean something, if a slot has so many; the others are finite."""
 
 
 class Room(Protocol):
@@ -149,6 +135,7 @@ class DiskRoom:
         self._layout = RecordLayout(cache_format.layout(num_slots, size.capacity))
         self._first = RecordLayout(cache_format.layout(num_slots, size.num_prefilled))
         self._run = RecordLayout(cache_format.layout(num_slots, min(RUN_LEN, size.num_later)))
+        self._position = RecordLayout(cache_format.position_layout(num_slots))
         self._num_runs = 0
         self._prefilled: Tensor | None = None
         """What prefill has stored so far, in memory."""
@@ -186,11 +173,7 @@ class DiskRoom:
             return
         self._prefill()  # where sequences have no prompt of their own, nothing has been written
         assert self._prefilled is not None
-        zeros = torch.zeros(
-            self._num_slots, self._format.spec.hidden_size, dtype=self._format.dtype
-        )
-        one_each = self._format.tensors(zeros)
-        later_bytes = self._size.num_later * RecordLayout.of(one_each).num_bytes
+        later_bytes = self._size.num_later * self._position.num_bytes
         self._region = self._spill.region(self._first.num_bytes + later_bytes)
         self._region.append(self._first, self._prefilled)
         self._prefilled = None
@@ -208,40 +191,40 @@ class DiskRoom:
         buffer = self._spill.buffers.take(self._layout.num_bytes)
         rows = self._format.rows(self._layout.views(buffer))
         with self.read_parts() as (first, *later):
-            for tensor, stored in zip(tensors_of(rows), tensors_of(first.rows), strict=True):
-                tensor[:, : first.num_positions] = stored
-                tensor[:, first.num_positions :] = 0  # what is read must be finite
+            for tensor, stored in zip(tensors_of(rows), tensors_of(first), strict=True):
+                tensor[:, : stored.shape[1]] = stored
+                tensor[:, stored.shape[1] :] = 0  # what is read must be finite
             cells = iter(self._later)
             for part in later:
-                _place(part.rows, islice(cells, part.num_positions), rows)
+                _place(part, cells, rows)
         try:
             yield rows
         finally:
             self._spill.buffers.give(buffer)
 
     @contextmanager
-    def read_parts(self) -> Iterator[list[RoomPart]]:
-        """Lend what prefill has stored, and what came after it in parts of `RUN_LEN` positions.
+    def read_parts(self) -> Iterator[list[Rows]]:
+        """Lend what prefill has stored, and what came after it in parts of at most `RUN_LEN`.
 
         This takes a third of the time of `read`: all but the last part is lent as it was read.
         """
         assert self._region is not None, "what is being prefilled is not read"
-        with self._region.read() as (first, *later):
-            runs, last = later[: self._num_runs], later[self._num_runs :]
-            assert len(last) <= RUN_LEN, "what is there is read before each position is written"
-            parts = [RoomPart(self._format.rows(first), self._size.num_prefilled)]
-            parts += [RoomPart(self._format.rows(run), RUN_LEN) for run in runs]
-            if not last:
+        with self._region.read() as records:
+            in_order = 1 + self._num_runs
+            num_last = len(records) - in_order
+            assert num_last <= RUN_LEN, "what is there is read before each position is written"
+            parts = [self._format.rows(record) for record in records.until(in_order)]
+            if not num_last:
                 yield parts
                 return
             buffer = self._spill.buffers.take(self._run.num_bytes)
-            layout = RecordLayout(self._format.layout(self._num_slots, len(last)))
+            layout = RecordLayout(self._format.layout(self._num_slots, num_last))
             tensors = layout.views(buffer)
-            self._format.join(last, tensors)
+            self._format.join(records.stacked(in_order), tensors)
             try:
-                yield [*parts, RoomPart(self._format.rows(tensors), len(last))]
+                yield [*parts, self._format.rows(tensors)]
             finally:
-                if len(last) < RUN_LEN:
+                if num_last < RUN_LEN:
                     self._spill.buffers.give(buffer)
                 else:
                     self._region.replace_last(RUN_LEN, self._run, buffer)
@@ -256,7 +239,8 @@ class DiskRoom:
 
     def _append(self, region: SpillRegion, cells: RowCells, tensors: Sequence[Tensor]) -> None:
         """Write a position of each slot that has a cell, and zeros of the others."""
-        region.append_copy([cells.by_slot(tensor, self._num_slots) for tensor in tensors])
+        by_slot = [cells.by_slot(tensor, self._num_slots) for tensor in tensors]
+        region.append_copy(self._position, by_slot)
         self._later.append(cells)
 
 
@@ -374,10 +358,11 @@ def _store(room: Rows, cells: RowCells, tensors: Sequence[Tensor]) -> None:
         cells.store(part, tensor)
 
 
-def _place(part: Rows, later: Iterable[RowCells], room: Rows) -> None:
-    """Put positions that came one by one [b, later] in the cells where they belong."""
-    for index, cells in enumerate(later):
-        for tensor, column in zip(tensors_of(room), tensors_of(part), strict=True):
+def _place(part: Rows, later: Iterator[RowCells], room: Rows) -> None:
+    """Put positions that came one by one [b, t] in the next cells, where they belong."""
+    columns = tensors_of(part)
+    for index, cells in enumerate(islice(later, columns[0].shape[1])):
+        for tensor, column in zip(tensors_of(room), columns, strict=True):
             cells.store(column[cells.slots, index], tensor)
 
 

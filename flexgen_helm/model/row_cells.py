@@ -6,6 +6,7 @@ Shape letters: n packed rows, b slots, t positions of a slot.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -93,11 +94,15 @@ class RowCells:
 
     def by_slot(self, rows: Tensor, num_slots: int) -> Tensor:
         """Return rows, already in order, by slot, which has one at most, or zeros."""
-        if len(rows) == num_slots and (np.diff(self._numbers[1]) == 1).all():
+        if len(rows) == num_slots and self._in_slot_order:
             return rows
         by_slot = rows.new_zeros(num_slots, *rows.shape[1:])
         by_slot[self.slots] = rows
         return by_slot
+
+    @cached_property
+    def _in_slot_order(self) -> bool:
+        return bool((np.diff(self._numbers[1]) == 1).all())
 
     def store(self, rows: Tensor, cells: Tensor) -> None:
         """Copy rows, already in order, to their cells."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -71,6 +72,39 @@ class RecordLayout:
             for tensor, offset in zip(self._tensors, self._offsets, strict=True)
         ]
 
+    def stacked(self, records: Tensor) -> list[Tensor]:
+        """Return those in the bytes of consecutive records, each with these in front [k, ...]."""
+        by_record = records.view(-1, self.num_bytes)
+        return [
+            by_record[:, offset : offset + tensor.num_bytes]
+            .view(tensor.dtype)
+            .view(len(by_record), *tensor.shape)
+            for tensor, offset in zip(self._tensors, self._offsets, strict=True)
+        ]
+
+
+class Records:
+    """Records in memory, one after another: the tensors of each, which share the memory."""
+
+    def __init__(self, layouts: Sequence[RecordLayout], memory: Tensor) -> None:
+        self._layouts, self._memory = layouts, memory
+        self._bounds = [*accumulate((layout.num_bytes for layout in layouts), initial=0)]
+
+    def __len__(self) -> int:
+        return len(self._layouts)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        return self.until(len(self))
+
+    def until(self, stop: int) -> Iterator[list[Tensor]]:
+        """Return the first so many."""
+        for layout, (start, end) in zip(self._layouts[:stop], pairwise(self._bounds), strict=False):
+            yield layout.views(self._memory[start:end])
+
+    def stacked(self, start: int) -> list[Tensor]:
+        """Return the tensors of all from `start` on, [k, ...]; their layout is the same."""
+        return self._layouts[start].stacked(self._memory[self._bounds[start] : self._bounds[-1]])
+
 
 class Buffers:
     """Aligned memory that is used again. Safe to use from threads.
@@ -99,9 +133,9 @@ class Buffers:
         """Return a buffer of at least so many bytes, and at most twice as many."""
         with self._lock:
             fitting = [
-                (len(buffer), index)
+                (buffer.nbytes, index)
                 for index, buffer in enumerate(self._idle)
-                if num_bytes <= len(buffer) <= 2 * num_bytes
+                if num_bytes <= buffer.nbytes <= 2 * num_bytes
             ]
             if fitting:
                 buffer = self._idle.pop(min(fitting)[1])
@@ -120,9 +154,9 @@ class Buffers:
 
     def _forget_beyond(self, most_bytes: int) -> None:
         """Forget those idle for longest, until all together have so many bytes."""
-        used_bytes = sum(map(len, self._used.values()))
-        while self._idle and used_bytes + sum(map(len, self._idle)) > most_bytes:
-            del self._idle[0]
+        num_bytes = sum(buffer.nbytes for buffer in (*self._used.values(), *self._idle))
+        while self._idle and num_bytes > most_bytes:
+            num_bytes -= self._idle.pop(0).nbytes
 
 
 class Spill:
@@ -279,9 +313,8 @@ class SpillRegion:
         if not self._spill.overlap:
             self._wait(self._writes)
 
-    def append_copy(self, tensors: Sequence[Tensor]) -> None:
+    def append_copy(self, layout: RecordLayout, tensors: Sequence[Tensor]) -> None:
         """Write a copy of some tensors as a record; see `append`."""
-        layout = RecordLayout.of(tensors)
         record = self._spill.buffers.take(layout.num_bytes)
         for target, tensor in zip(layout.views(record), tensors, strict=True):
             target.copy_(tensor)
@@ -306,7 +339,7 @@ class SpillRegion:
         if not self._spill.overlap:
             return 0
         self._ahead = self._ahead or self._begin()
-        return len(self._ahead[0])
+        return self._ahead[0].nbytes
 
     def forget_read(self) -> None:
         """Give up the memory of what was begun to be read."""
@@ -317,20 +350,16 @@ class SpillRegion:
         self._spill.buffers.give(buffer)
 
     @contextmanager
-    def read(self) -> Iterator[list[list[Tensor]]]:
-        """Lend all there is, the tensors by record; their memory is used again afterwards.
+    def read(self) -> Iterator[Records]:
+        """Lend all there is; its memory is used again afterwards.
 
         Raises:
             StoreError: the disk cannot be used.
         """
         (buffer, futures), self._ahead = self._ahead or self._begin(), None
         self._wait(futures)
-        records, start = [], 0
-        for layout in self._layouts:
-            records.append(layout.views(buffer[start : start + layout.num_bytes]))
-            start += layout.num_bytes
         try:
-            yield records
+            yield Records(self._layouts, buffer)
         finally:
             self._spill.buffers.give(buffer)
 

@@ -16,7 +16,7 @@ from math import ceil
 
 from flexgen_helm.planner.linear import Fractions, Linear, placed_on, total
 from flexgen_helm.planner.setup import Setup
-from flexgen_helm.specs.chunks import GROWTH, HEAD_ROWS, spilled_at_once
+from flexgen_helm.specs.chunks import GROWTH, HEAD_ROWS, RUN_LEN, spilled_at_once
 from flexgen_helm.specs.hardware import Hardware
 from flexgen_helm.specs.placement import Tier
 from flexgen_helm.specs.policy import Policy
@@ -103,6 +103,10 @@ class Execution:
     reads_what_there_is: bool = False
     """Whether keys and values are read up to the last, and not with the room for those to come."""
 
+    stores_in_order: bool = False
+    """Whether those of new tokens are on disk where they belong; the last are put in order whenever
+    they are read otherwise."""
+
 
 OURS = Execution()
 UPSTREAM = Execution(
@@ -112,6 +116,7 @@ UPSTREAM = Execution(
     caches_one_token=True,
     computes_last_rows=True,
     reads_what_there_is=True,
+    stores_in_order=True,
 )
 """FlexGen 0.1.8; it also pads prompts and shares nothing."""
 
@@ -244,6 +249,8 @@ class _Costs:
         attended = tokens * (self._mean_own_len + self._mean_room)
         on_host = self.shape.attention == "host" and not self.setup.unified
         attention = self._own_attention(attended, on_host=on_host)
+        ordered, disk_steps = self._ordered(tokens), self._disk_steps(micro_batches)
+        unified = self.setup.unified  # otherwise threads that read do it, before they copy
         return {
             Resource.COMPUTE: {
                 "products": self._products(tokens, rows),
@@ -253,7 +260,9 @@ class _Costs:
                 "dequantized cache": self._dequantized_cache(attended),
                 "quantized cache": self._quantized(tokens),
                 "LM head": self._head(tokens, self.load.sequences),
+                "ordered cache": ordered if unified else Linear(),
                 "steps": self._steps(micro_batches),
+                "steps of the disk": disk_steps if unified else Linear(),
                 "drawing": Linear(tokens * self.hardware.token_s),
             },
             # What the host attends to it cannot copy meanwhile: both are bound by its memory, and
@@ -275,6 +284,8 @@ class _Costs:
                 "cache read": self._read("cache", self._stored_bytes(tokens * self._mean_own_len)),
                 "activations read": self._read("activations", self._hidden_bytes(tokens)),
                 "cache written": self._written("cache", self._stored_bytes(tokens)),
+                "ordered cache": Linear() if unified else ordered,
+                "steps of the disk": Linear() if unified else disk_steps,
                 "activations written": self._written("activations", self._hidden_bytes(tokens)),
             },
         }
@@ -401,6 +412,24 @@ class _Costs:
         if self.setup.compression.cache_bits is None:
             return Linear()
         return Linear(self._cache_numbers(tokens) / self.hardware.quantized_cache_per_s)
+
+    def _ordered(self, tokens: float) -> Linear:
+        """Last positions of a cache on disk: copied, for every token, until they are a run."""
+        if self.execution.stores_in_order:
+            return Linear()
+        passes = self.load.decode_passes
+        runs, rest = divmod(passes - 1, RUN_LEN)  # there are none yet in the first
+        copied = runs * RUN_LEN * (RUN_LEN + 1) / 2 + rest * (rest + 1) / 2
+        num_bytes = 2 * self._stored_bytes(tokens * copied / passes)
+        return placed_on("cache", Tier.DISK) * (
+            num_bytes / self.hardware.host_attention_bytes_per_s
+        )
+
+    def _disk_steps(self, micro_batches: int) -> Linear:
+        if self.execution.stores_in_order:
+            return Linear()
+        seconds = micro_batches * self.setup.spec.num_layers * self.hardware.disk_step_s
+        return placed_on("cache", Tier.DISK) * seconds
 
     def _head(self, tokens: float, at_once: float) -> Linear:
         spec = self.setup.spec

@@ -73,8 +73,9 @@ class Activations:
         for tier, rows in self._parts(hidden):
             if tier is Tier.DISK:
                 assert self._spill is not None, "activations on disk come with a spill"
-                kept.on_disk = self._spill.region(RecordLayout.of([rows]).num_bytes)
-                kept.on_disk.append_copy([rows])
+                layout = RecordLayout.of([rows])
+                kept.on_disk = self._spill.region(layout.num_bytes)
+                kept.on_disk.append_copy(layout, [rows])
             elif tier is Tier.HOST and self._link is not None:
                 kept.on_host = self._link.down(rows)
             else:  # a copy, as a slice would hold on to all rows

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
-from itertools import count, cycle
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -52,6 +52,7 @@ from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.hardware import Curve, Hardware, Surface, middle
 from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.opt_sizes import config_of
+from flexgen_helm.specs.placement import Placement
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import GenerationRequest, SamplingParams
 
@@ -80,8 +81,8 @@ LIMIT_S = 110.0
 FILE_BYTES = 64 * REQUEST_BYTES
 """512 MB are written to and read from disk."""
 
-TOGETHER_S = 2.0
-"""How long computing and reading go on at the same time."""
+TURNS, TOGETHER_S = 3, 0.8
+"""How often, and how long, computing and reading go on at the same time."""
 
 STEP_TOKENS, STEP_SEQUENCES = 32, 32
 """New tokens of each sequence of a small model, and sequences of it at once."""
@@ -95,7 +96,7 @@ NO_TIME = 1e18
 """A rate at which nothing takes any time."""
 
 LEAST_LEFT = 0.01
-"""Part of the time that norms and copies take at least."""
+"""Part of a time that what is left of it after subtraction takes at least."""
 
 
 def calibrate(
@@ -164,8 +165,8 @@ def _measure(
     for name, measure in steps.items():
         on_step(name)
         values[name] = measure()
-    on_step("step_s and token_s")
-    values |= _overheads(device, dtype)
+    on_step("step_s, disk_step_s and token_s")
+    values |= _overheads(device, dtype, directory)
     on_step("the disk")
     values |= _disk_rates(directory, bench)
     on_step("hidden_bytes_per_s")
@@ -255,7 +256,6 @@ class _Bench:
             hidden = [self._random(SEQUENCES, row_len) for _, row_len in shapes]
             num_layers = max(2, -(-IN_TURN_BYTES // (4 * numbers * BITS // 8)))
             plain = cycle([laid_out(self._random(*shape)) for shape in shapes])
-            plain_s = self.time(lambda: [linear(rows, next(plain)) for rows in hidden])  # noqa: B023
             layer = [
                 quantize(self._random(*shape), bits=BITS, group_size=GROUP_SIZE) for shape in shapes
             ]
@@ -268,13 +268,13 @@ class _Bench:
                     for index, (matrix, rows) in enumerate(zip(layer, hidden, strict=True))
                 ]
             )
-            compressed_s = self.time(
+            seconds = self.time_longer(
                 lambda: [
                     _multiply_decompressed(decompressor, *next(matrices))  # noqa: B023
                     for _ in shapes  # noqa: B023
-                ]
+                ],
+                lambda: [linear(rows, next(plain)) for rows in hidden],  # noqa: B023
             )
-            seconds = max(compressed_s - plain_s, LEAST_LEFT * compressed_s)
             points.append((float(inputs * outputs), numbers / seconds))
         return Curve(tuple(points))
 
@@ -315,15 +315,27 @@ class _Bench:
 
     def time(self, function: Callable[[], object]) -> float:
         """Return seconds of a call."""
+        return _typical(lambda: self._time_once(function))
 
-        def time_once() -> float:
-            self.synchronize()
-            start_s = time.perf_counter()
-            function()
-            self.synchronize()
-            return _elapsed_s(start_s)
+    def time_longer(self, function: Callable[[], object], other: Callable[[], object]) -> float:
+        """Return the seconds that a call takes longer than another.
 
-        return _typical(time_once)
+        Both take turns, as their difference may be less than that of two times of the machine.
+        """
+        both = function, other
+        pairs = [[self._time_once(each) for each in both]]  # to warm up
+        start_s = time.perf_counter()
+        while len(pairs) <= REPETITIONS or _elapsed_s(start_s) < ENOUGH_S:
+            pairs.append([self._time_once(each) for each in both])
+        longer_s = median(seconds - other_s for seconds, other_s in pairs[1:])
+        return max(longer_s, LEAST_LEFT * median(seconds for seconds, _ in pairs[1:]))
+
+    def _time_once(self, function: Callable[[], object]) -> float:
+        self.synchronize()
+        start_s = time.perf_counter()
+        function()
+        self.synchronize()
+        return _elapsed_s(start_s)
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -354,20 +366,29 @@ def _multiply_decompressed(
     return linear(rows, decompressor.decompress({name: matrix})[name])
 
 
-def _overheads(device: str, dtype: str) -> dict[str, float]:
+def _overheads(device: str, dtype: str, directory: Path) -> dict[str, float]:
     """Of a layer, and of a sequence, of so small a model that hardly anything is computed."""
     sampling = SamplingParams(max_tokens=STEP_TOKENS)
     requests = [
         GenerationRequest(prompt_token_ids=[2, 3, 4 + index], sampling=sampling)
         for index in range(STEP_SEQUENCES)
     ]
-    with Engine.from_pretrained(
-        EMBEDDED_CHECKPOINT, device=device, dtype=dtype, policy=Policy()
-    ) as engine:
-        one, many = (_seconds_of_pass(engine, requests[:count]) for count in (1, STEP_SEQUENCES))
-        num_layers = engine.num_layers
+
+    def measure(policy: Policy, *counts: int) -> list[float]:
+        with Engine.from_pretrained(
+            EMBEDDED_CHECKPOINT, device=device, dtype=dtype, policy=policy, offload_dir=directory
+        ) as engine:
+            return [_seconds_of_pass(engine, requests[:count]) for count in counts]
+
+    one, many = measure(Policy(), 1, STEP_SEQUENCES)
+    [on_disk] = measure(Policy(cache=Placement(disk=1)), STEP_SEQUENCES)
+    num_layers = read_spec(EMBEDDED_CHECKPOINT).num_layers
     token_s = max(0.0, many - one) / (STEP_SEQUENCES - 1)
-    return {"step_s": max(0.0, one - token_s) / num_layers, "token_s": token_s}
+    return {
+        "step_s": max(0.0, one - token_s) / num_layers,
+        "disk_step_s": max(0.0, on_disk - many) / num_layers,
+        "token_s": token_s,
+    }
 
 
 def _seconds_of_pass(engine: Engine, requests: Sequence[GenerationRequest]) -> float:
@@ -427,7 +448,7 @@ def _disk_rates(directory: Path, bench: _Bench) -> dict[str, float]:
             disk = _Disk(file, threads)
             written = [disk.write() for _ in range(2)][1]
             read = median(disk.read() for _ in range(3))
-            contention = _contention(disk, bench, read)
+            contention = _contention(disk, bench)
         file.close()
     except OSError as error:
         raise StoreError(
@@ -449,6 +470,12 @@ class _Disk:
         self._buffers = [aligned_buffer(REQUEST_BYTES) for _ in range(2 * REQUESTS_IN_FLIGHT)]
         for buffer in self._buffers:
             buffer.random_()
+        self._requests_read: list[int] = []
+        """Bytes of each; threads can append to a list."""
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(self._requests_read)
 
     def write(self) -> float:
         """Return bytes a second."""
@@ -456,15 +483,16 @@ class _Disk:
 
     def read(self) -> float:
         """Return bytes a second."""
-        return FILE_BYTES / self._all(self._file.fill)
+        return FILE_BYTES / self._all(self._read)
 
-    def read_until(self, stop: Callable[[], bool]) -> int:
-        """Read again and again; return the bytes read."""
-        for number in count():
-            if stop():
-                return number * FILE_BYTES
+    def read_until(self, stop: Callable[[], bool]) -> None:
+        """Read again and again."""
+        while not stop():
             self.read()
-        raise AssertionError("unreachable: it ends when it is stopped")
+
+    def _read(self, buffer: Tensor, offset: int) -> None:
+        self._file.fill(buffer, offset)
+        self._requests_read.append(buffer.nbytes)
 
     def _all(self, transfer: Callable[[Tensor, int], None]) -> float:
         start_s = time.perf_counter()
@@ -478,43 +506,39 @@ class _Disk:
         return time.perf_counter() - start_s
 
 
-def _contention(disk: _Disk, bench: _Bench, read_bytes_per_s: float) -> float:
+def _contention(disk: _Disk, bench: _Bench) -> float:
     """Part of the shorter of computing and reading that takes time of its own beside the longer.
 
     Products are those of decode, which wants the disk most: like it, they wait for memory.
     """
     multiply = partial(_product, bench._random(SEQUENCES, WIDTH), bench.in_turn(WIDTH, FFN))
-    alone_s = bench.time(multiply)
-    with _reading(disk) as finish:
-        start_s = time.perf_counter()
-        products = 0
-        while time.perf_counter() - start_s < TOGETHER_S:
+    return median(_contention_once(disk, bench, multiply) for _ in range(TURNS))
+
+
+def _contention_once(disk: _Disk, bench: _Bench, multiply: Callable[[], Tensor]) -> float:
+    alone_s, read_bytes_per_s = bench.time(multiply), disk.read()
+    with _reading(disk):
+        start_s, start_bytes, products = time.perf_counter(), disk.bytes_read, 0
+        while _elapsed_s(start_s) < TOGETHER_S:
             multiply()
             bench.synchronize()
             products += 1
-        num_bytes, seconds = finish()
-    # Products went on for the same time but for a part of the last reading.
-    parts = products * alone_s / TOGETHER_S, num_bytes / read_bytes_per_s / seconds
+        seconds, num_bytes = _elapsed_s(start_s), disk.bytes_read - start_bytes
+    parts = products * alone_s / seconds, num_bytes / read_bytes_per_s / seconds
     return min(1.0, max(0.0, (1 - max(parts)) / min(parts)))
 
 
 @contextmanager
-def _reading(disk: _Disk) -> Iterator[Callable[[], tuple[int, float]]]:
-    """Read in the background until told to finish, which returns bytes and seconds."""
+def _reading(disk: _Disk) -> Iterator[None]:
+    """Read in the background."""
     stopped = False
-    start_s = time.perf_counter()
     with ThreadPoolExecutor(1) as thread:
         reading = thread.submit(disk.read_until, lambda: stopped)
-
-        def finish() -> tuple[int, float]:
-            nonlocal stopped
-            stopped = True
-            return reading.result(), time.perf_counter() - start_s
-
         try:
-            yield finish
+            yield
         finally:
             stopped = True
+        reading.result()
 
 
 def _device_name(device: torch.device) -> str:

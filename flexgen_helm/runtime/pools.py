@@ -186,7 +186,7 @@ class Pool:
 
     def _attend_parts(self, layer: int, q: Tensor, keys: Tensor, values: Tensor) -> Attended:
         with self.cache.read(layer, on_host=self._model.attention_on_host) as (first, *last):
-            num_last = sum(part.num_positions for part in last)
+            num_last = sum(part.keys.shape[2] for part in last)
             mask = self._mask(first.keys.shape[2], num_last)
             attended = attend_one(q, first.keys, first.values, mask, keys, values)
             for part in last:

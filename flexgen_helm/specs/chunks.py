@@ -41,6 +41,11 @@ largest value every glibc accepts; activations of a micro-batch mostly stay belo
 LOADS_IN_FLIGHT = 4
 """Keys, or values, of a layer that are brought to a GPU at once, where they come from the disk."""
 
+RUN_LEN = 16
+"""Positions after prefill that are on disk one by one until they are put in order as a run: enough
+for few runs, few enough to be put in order for every token. Products always have runs of this many:
+libraries keep half a megabyte for every shape they have met."""
+
 WRITES_IN_FLIGHT = 4
 """Buffers on their way to disk at once; together they are no more than one read, as a rule."""
 

@@ -70,6 +70,9 @@ class Surface:
         return Curve(points).at(max(size, points[0][0]))
 
 
+_MAY_BE_NOTHING = ("step_s", "disk_step_s", "token_s", "contention")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
     """Capacities and rates. What a machine has no part for, such as a device of its own, is `None`.
@@ -138,6 +141,10 @@ class Hardware:
     step_s: float
     """What a micro-batch costs in a layer, however small it is."""
 
+    disk_step_s: float
+    """What it costs more where its keys and values are on disk, however few: to begin reads and
+    writes, and to put together what was read."""
+
     token_s: float
     """What a new token costs beside the pass it comes from: to draw and to write it."""
 
@@ -149,7 +156,7 @@ class Hardware:
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, int | float) and not isinstance(value, bool):
-                least = 0 if item.name in ("step_s", "token_s", "contention") else 1
+                least = 0 if item.name in _MAY_BE_NOTHING else 1
                 if not isfinite(value) or value < least:
                     raise HardwareError(
                         f"{item.name}={value!r} of hardware {self.name!r} is out of range: it must"

@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from flexgen_helm import Compression
 from flexgen_helm.model.cache_format import CacheFormat, place_cache
 from flexgen_helm.model.kv_cache import CachePool, KeysByHead, KeysValues, SegmentCache
-from flexgen_helm.model.rooms import RUN_LEN, RoomSize
+from flexgen_helm.model.rooms import RoomSize
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.spill import Spill
 from flexgen_helm.quant.quantize import dequantize, quantize
+from flexgen_helm.specs.chunks import RUN_LEN
 from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.placement import Placement, Tier
 
@@ -151,11 +152,11 @@ def test_the_parts_of_a_pool_make_up_the_whole(bits, layer, spill):
 
 
 def assert_parts(parts, whole, lengths, *, one):
-    num_last = sum(part.num_positions for part in parts[1:])
+    num_last = sum(part.keys.shape[2] for part in parts[1:])
     assert len(parts) == (1 if one else 1 + -(-num_last // RUN_LEN))
-    assert all(part.keys.shape[2] == part.num_positions <= RUN_LEN for part in parts[1:])
+    assert all(part.keys.shape[2] <= RUN_LEN for part in parts[1:])
     for which in range(2):
-        first, *last = (part[which][:, :, : part.num_positions] for part in parts)
+        first, *last = (part[which] for part in parts)
         for slot, length in lengths.items():
             pieces = [first[slot, :, : length - num_last], *(part[slot] for part in last)]
             assert torch.equal(torch.cat(pieces, dim=1), whole[which][slot, :, :length])

@@ -27,6 +27,10 @@ def tensors(seed, sizes):
     ]
 
 
+def append(region, record):
+    region.append_copy(RecordLayout.of(record), record)
+
+
 def contents(region):
     with region.read() as records:
         return [[tensor.clone() for tensor in record] for record in records]
@@ -55,7 +59,7 @@ def test_regions_hold_what_was_appended_whatever_came_and_went(spill, steps):
         if which not in regions:
             regions[which], written[which] = spill.region(200_000), []
         record = tensors(seed, sizes)
-        regions[which].append_copy(record)
+        append(regions[which], record)
         written[which].append(record)
         regions[which].begin_read()
         assert_equal(contents(regions[which]), written[which])
@@ -93,7 +97,7 @@ def test_an_error_of_the_disk_says_what_to_do(spill, monkeypatch):
     monkeypatch.setattr(spill._file, "store", fail)
 
     def write_and_wait():
-        region.append_copy([torch.zeros(4)])
+        append(region, [torch.zeros(4)])
         contents(region)
 
     with pytest.raises(StoreError, match="No space left on device.*free space there"):
@@ -114,11 +118,24 @@ def test_records_are_aligned():
     assert last.data_ptr() - first.data_ptr() == 64
 
 
+def test_records_of_the_same_layout_are_lent_as_one(spill):
+    region = spill.region(100 * ALIGNMENT)
+    append(region, tensors(9, [50]))
+    sizes = [700, 0, 300]  # of three dtypes, and more than one block of the disk
+    records = [tensors(seed, sizes) for seed in range(4)]
+    for record in records:
+        append(region, record)
+    with region.read() as read:
+        stacked = read.stacked(1)
+        assert_equal([stacked], [[torch.stack(part) for part in zip(*records, strict=True)]])
+        assert_equal([*read.until(2)], [tensors(9, [50]), records[0]])
+
+
 def test_the_last_records_can_be_made_one(spill):
     region = spill.region(5 * ALIGNMENT)
     records = [tensors(seed, [100]) for seed in range(4)]
     for record in records[:3]:
-        region.append_copy(record)
+        append(region, record)
     assert_equal(contents(region), records[:3])
     joined = [torch.stack([record[0] for record in records[1:3]])]
     layout = RecordLayout.of(joined)
@@ -126,14 +143,14 @@ def test_the_last_records_can_be_made_one(spill):
     layout.views(buffer)[0].copy_(joined[0])
     region.replace_last(2, layout, buffer)
     assert region.num_bytes == 2 * ALIGNMENT
-    region.append_copy(records[3])
+    append(region, records[3])
     region.begin_read()
     assert_equal(contents(region), [records[0], joined, records[3]])
 
 
 def test_what_is_ahead_takes_memory_until_it_is_read(spill):
     region = spill.region(2 * ALIGNMENT)
-    region.append_copy(tensors(0, [100]))
+    append(region, tensors(0, [100]))
     taken = region.begin_read()
     assert taken == (2 * ALIGNMENT if spill.overlap else 0)
     assert region.begin_read() == taken
@@ -179,7 +196,7 @@ def test_buffers_that_were_lost_do_not_count():
 
 def test_what_was_begun_to_be_read_is_forgotten(spill):
     region = spill.region(ALIGNMENT)
-    region.append_copy([torch.ones(4)])
+    append(region, [torch.ones(4)])
     assert region.begin_read() == (ALIGNMENT if spill.overlap else 0)
     region.forget_read()
     region.forget_read()

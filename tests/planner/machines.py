@@ -40,6 +40,7 @@ GPU = Hardware(
     disk_read_bytes_per_s=1e9,
     disk_write_bytes_per_s=5e8,
     step_s=1e-4,
+    disk_step_s=1e-3,
     token_s=1e-5,
     contention=0.0,
 )

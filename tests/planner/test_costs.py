@@ -212,6 +212,27 @@ def test_the_disk():
     assert slope(stored, "activations", Tier.DISK) == pytest.approx(hidden / 5e8)
 
 
+def test_a_cache_on_disk_is_put_in_order():
+    """Ten passes of two steps in ten layers copy none, one, ... nine positions of each sequence."""
+    copied = 100 * 45 * CACHED_BYTES
+    for hardware, resource in ((CPU, Resource.COMPUTE), (GPU, Resource.DISK)):
+        found = terms("decode", resource, hardware=hardware)
+        ordered, steps = found["ordered cache"], found["steps of the disk"]
+        assert slope(ordered, "cache", Tier.DISK) == pytest.approx(2 * copied / 1e10)
+        assert slope(steps, "cache", Tier.DISK) == pytest.approx(2 * 10 * 2 * 10 * 1e-3)
+        assert slope(ordered, "cache", Tier.HOST) == slope(steps, "cache", Tier.HOST) == 0
+        found = terms("decode", resource, hardware=hardware, execution=UPSTREAM)
+        assert not any(found["ordered cache"].slopes.values())
+        assert not any(found["steps of the disk"].slopes.values())
+
+
+def test_runs_of_positions_are_put_in_order_once():
+    """The 1st of 40 passes copies none, two more times 16 copy 1 to 16, the others 1 to 7."""
+    found = terms("decode", Resource.COMPUTE, hardware=CPU, new_tokens=41)
+    copied = 100 * (2 * 136 + 28) * CACHED_BYTES
+    assert slope(found["ordered cache"], "cache", Tier.DISK) == pytest.approx(2 * copied / 1e10)
+
+
 def test_requests_of_one_token_store_nothing():
     found = terms("prefill", Resource.DISK, new_tokens=1)
     assert slope(found["cache written"], "cache", Tier.DISK) == 0
