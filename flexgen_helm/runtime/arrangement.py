@@ -138,7 +138,7 @@ class Arranger:
 
     def _hardware(self) -> Hardware:
         """Rates as measured, and the memory there is now."""
-        hardware = self._given or _known_hardware(self._setup.unified)
+        hardware = self._given or _known_hardware(self._setup.unified, self._dtype)
         return replace(
             hardware,
             unified=self._setup.unified,
@@ -147,10 +147,10 @@ class Arranger:
         )
 
 
-def _known_hardware(unified: bool) -> Hardware:
+def _known_hardware(unified: bool, dtype: str) -> Hardware:
     measured = _measured()
     if measured is None or measured.unified != unified:  # of the other of processor and GPU
-        return typical_hardware(unified=unified)
+        return typical_hardware(unified=unified, dtype=dtype)
     return measured
 
 

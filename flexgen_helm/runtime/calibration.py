@@ -81,7 +81,7 @@ LIMIT_S = 110.0
 FILE_BYTES = 64 * REQUEST_BYTES
 """512 MB are written to and read from disk."""
 
-TURNS, TOGETHER_S = 3, 0.8
+TURNS, TOGETHER_S = 2, 2.0
 """How often, and how long, computing and reading go on at the same time."""
 
 STEP_TOKENS, STEP_SEQUENCES = 32, 32
@@ -207,16 +207,17 @@ class _Bench:
 
     def products(self) -> Surface:
         """By numbers of the matrix and by rows, in FLOP/s."""
-        curves = [(float(in_ * out), self._products_with(in_, out)) for in_, out in MATRICES]
+        calls = []
+        for inputs, outputs in MATRICES:
+            matrices = self.in_turn(inputs, outputs)
+            calls += [partial(_product, self._random(rows, inputs), matrices) for rows in ROWS]
+        seconds = iter(self.times(calls))
+        curves = []
+        for inputs, outputs in MATRICES:
+            flop = [(float(rows), 2 * rows * inputs * outputs) for rows in ROWS]
+            points = tuple((rows, count / next(seconds)) for rows, count in flop)
+            curves.append((float(inputs * outputs), Curve(points)))
         return Surface(tuple(curves))
-
-    def _products_with(self, inputs: int, outputs: int) -> Curve:
-        matrices, points = self.in_turn(inputs, outputs), []
-        for rows in ROWS:
-            hidden = self._random(rows, inputs)
-            seconds = self.time(partial(_product, hidden, matrices))
-            points.append((float(rows), 2 * rows * inputs * outputs / seconds))
-        return Curve(tuple(points))
 
     def in_turn(self, inputs: int, outputs: int) -> Iterator[Tensor]:
         """Matrices without end, none of which is in a cache when it comes again."""
@@ -316,6 +317,16 @@ class _Bench:
     def time(self, function: Callable[[], object]) -> float:
         """Return seconds of a call."""
         return _typical(lambda: self._time_once(function))
+
+    def times(self, functions: Sequence[Callable[[], object]]) -> list[float]:
+        """Return seconds of calls that take turns: the machine may be slow for a while."""
+        first = [self._time_once(function) for function in functions]
+        seconds: list[list[float]] = [[] for _ in functions]
+        for index in REPETITIONS * [i for i, first_s in enumerate(first) if first_s < LONG_S]:
+            start_s = time.perf_counter()
+            while _elapsed_s(start_s) < ENOUGH_S / REPETITIONS:
+                seconds[index].append(self._time_once(functions[index]))
+        return [median(again or [once]) for again, once in zip(seconds, first, strict=True)]
 
     def time_longer(self, function: Callable[[], object], other: Callable[[], object]) -> float:
         """Return the seconds that a call takes longer than another.

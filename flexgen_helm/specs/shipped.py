@@ -32,11 +32,17 @@ def flexgen_paper() -> dict[str, Any]:
     return paper
 
 
-def typical_hardware(*, unified: bool) -> Hardware:
+def typical_hardware(*, unified: bool, dtype: str) -> Hardware:
     """Return figures to go by on a machine that has not been calibrated.
+
+    Args:
+        unified: whether it has no GPU.
+        dtype: what it computes in. Processors that cannot compute in 16 bits are slower by far.
 
     Raises:
         HardwareError: no profiles were installed.
     """
-    name = "cpu-2-cores" if unified else "t4"
+    name = "t4"
+    if unified:
+        name = "cpu-2-cores-float32" if dtype == "float32" else "cpu-2-cores"
     return read_hardware(hardware_profiles().get(name, Path(f"{name}.json")))

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -33,7 +32,7 @@ from flexgen_helm.model.dtypes import resolve_dtype
 from flexgen_helm.specs.catalog import EMBEDDED_CHECKPOINT
 from flexgen_helm.specs.shipped import typical_hardware
 
-HARDWARE = typical_hardware(unified=False)
+HARDWARE = typical_hardware(unified=False, dtype="float16")
 
 
 def plan(**changes):
@@ -182,7 +181,7 @@ def session(tmp_path):
 
 def test_ours_and_accelerate_run_in_processes_of_their_own(session):
     session = session()
-    hardware = replace(typical_hardware(unified=True), dtype=resolve_dtype("auto", "cpu"))
+    hardware = typical_hardware(unified=True, dtype=resolve_dtype("auto", "cpu"))
     ours = session.run(trial(OURS), hardware)
     assert (ours.model, ours.requests, ours.prompt_len) == ("opt-125m", 2, 8)
     assert 2 <= ours.generated_tokens <= 6
@@ -255,7 +254,7 @@ def test_upstream_runs_with_our_cap_and_another_tokenizer(monkeypatch, capsys, t
 
 
 def test_the_command_reports_rates_trials_and_a_short_table(monkeypatch, tmp_path, capsys):
-    hardware = typical_hardware(unified=True)
+    hardware = typical_hardware(unified=True, dtype="bfloat16")
     monkeypatch.setattr(Session, "calibrate", lambda _: hardware)
     monkeypatch.setattr(
         Session,
