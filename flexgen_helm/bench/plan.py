@@ -39,8 +39,8 @@ LONG_WORKLOAD = 2000
 ON_DISK: Mapping[str, float] = {"disk": 1.0}
 
 CLOSE = (1.15, 1.12, 1.09, 1.06)
-"""Policies of the sweep whose median is up to so many times the best one's are measured again, round
-after round: the more often they were, the less is chance."""
+"""Policies of the sweep whose median is up to so many times the best one's are measured again, in
+one round after another: the more often they were, the less is chance."""
 
 
 def paper_rows() -> list[Row]:
@@ -294,7 +294,7 @@ def sweep_rows(configuration: Configuration, machine: Machine, *, number: int) -
         return machine.measure(configuration, policy, number=number + index, stage=SWEEP).total_s
 
     seconds = [[measure(index)] for index in range(len(policies))]
-    close = range(len(policies))
+    close = [*range(len(policies))]
     for most in CLOSE:
         best = min(median(seconds[index]) for index in close)
         close = [i for i in close if i == 0 or median(seconds[i]) < most * best]

@@ -213,9 +213,7 @@ class _Costs:
             Resource.COMPUTE: {
                 "products": self._products(tokens * self._prefilled_part(), rows),
                 "attention": self._prefill_attention(),
-                "norms and copies": Linear(
-                    self._hidden_bytes(tokens) / self.hardware.hidden_bytes_per_s
-                ),
+                "norms and copies": self._norms_and_copies(tokens),
                 "dequantized weights": self._dequantized(passes, micro_batches),
                 "quantized cache": self._quantized(stored),
                 "LM head": self._head(
@@ -256,6 +254,7 @@ class _Costs:
                 "products": self._products(tokens, rows),
                 "attention": attention,
                 "shared attention": self._shared_attention(tokens),
+                "norms and copies": self._norms_and_copies(tokens),
                 "dequantized weights": self._dequantized(passes, micro_batches),
                 "dequantized cache": self._dequantized_cache(attended),
                 "quantized cache": self._quantized(tokens),
@@ -393,6 +392,9 @@ class _Costs:
         spec = self.setup.spec
         flop = 4 * tokens * self.lengths.shared_len * spec.hidden_size * spec.num_layers
         return Linear(flop / self.hardware.attention_flop_per_s)
+
+    def _norms_and_copies(self, tokens: float) -> Linear:
+        return Linear(self._hidden_bytes(tokens) / self.hardware.hidden_bytes_per_s)
 
     def _dequantized(self, passes: int, micro_batches: int) -> Linear:
         if self.setup.compression.weight_bits is None:

@@ -109,8 +109,8 @@ class Hardware:
     """Of a product with weights of the compute dtype, by the matrix's numbers and by rows."""
 
     hidden_bytes_per_s: float
-    """Hidden states that pass a layer, in prefill: what norms, sums and copies take, beside
-    products and attention."""
+    """Hidden states that pass a layer: what norms, sums and copies take, beside products and
+    attention. Measured in prefill."""
 
     attention_flop_per_s: float
     """Of attention in prefill, softmax included, and to shared prefixes in decode."""

@@ -77,8 +77,9 @@ def test_products():
 
 
 def test_norms_and_copies():
-    found = terms("prefill", Resource.COMPUTE)["norms and copies"]
-    assert constant(found) == pytest.approx(PREFILL_TOKENS * HIDDEN_BYTES / 1e9)
+    for phase, tokens in (("prefill", PREFILL_TOKENS), ("decode", DECODE_TOKENS)):
+        found = terms(phase, Resource.COMPUTE)["norms and copies"]
+        assert constant(found) == pytest.approx(tokens * HIDDEN_BYTES / 1e9)
 
 
 def test_rates_depend_on_the_matrix():
