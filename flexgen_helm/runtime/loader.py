@@ -59,12 +59,13 @@ class Loader:
             link=link,
             waiting=waiting,
         )
+        tokenizer = self.tokenizer()  # before: what loading it leaves is given back, too
         give_back_freed_memory()
         on_device = policy.cache == ON_DEVICE
         return Model(
             spec=spec,
             weights=weights,
-            tokenizer=self.tokenizer(),
+            tokenizer=tokenizer,
             compression=self.setup.compression,
             dtype=DTYPES[self.dtype],
             device=self.device,
