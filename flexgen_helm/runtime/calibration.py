@@ -165,10 +165,10 @@ def _measure(
     for name, measure in steps.items():
         on_step(name)
         values[name] = measure()
-    on_step("step_s, disk_step_s and token_s")
-    values |= _overheads(device, dtype, directory)
     on_step("the disk")
     values |= _disk_rates(directory, bench)
+    on_step("step_s, disk_step_s and token_s")
+    values |= _overheads(device, dtype, directory)
     on_step("hidden_bytes_per_s")
     found = _hardware(bench, directory, dtype, {**values, "hidden_bytes_per_s": NO_TIME})
     return replace(found, hidden_bytes_per_s=_hidden_rate(found, device, directory))
@@ -316,17 +316,11 @@ class _Bench:
 
     def time(self, function: Callable[[], object]) -> float:
         """Return seconds of a call."""
-        return _typical(lambda: self._time_once(function))
+        return _typical(partial(self._time_once, function))
 
     def times(self, functions: Sequence[Callable[[], object]]) -> list[float]:
         """Return seconds of calls that take turns: the machine may be slow for a while."""
-        first = [self._time_once(function) for function in functions]
-        seconds: list[list[float]] = [[] for _ in functions]
-        for index in REPETITIONS * [i for i, first_s in enumerate(first) if first_s < LONG_S]:
-            start_s = time.perf_counter()
-            while _elapsed_s(start_s) < ENOUGH_S / REPETITIONS:
-                seconds[index].append(self._time_once(functions[index]))
-        return [median(again or [once]) for again, once in zip(seconds, first, strict=True)]
+        return _typical_of([partial(self._time_once, function) for function in functions])
 
     def time_longer(self, function: Callable[[], object], other: Callable[[], object]) -> float:
         """Return the seconds that a call takes longer than another.
@@ -358,13 +352,21 @@ class _Bench:
 
 def _typical(measure: Callable[[], float]) -> float:
     """Return the median of seconds that are measured several times, after once to warm up."""
-    first_s = measure()
-    if first_s >= LONG_S:
-        return first_s
-    seconds: list[float] = []
-    while len(seconds) < REPETITIONS or sum(seconds) < ENOUGH_S:
-        seconds.append(measure())
-    return median(seconds)
+    [seconds] = _typical_of([measure])
+    return seconds
+
+
+def _typical_of(measures: Sequence[Callable[[], float]]) -> list[float]:
+    """Do as `_typical` does, for several in turn."""
+    first = [measure() for measure in measures]
+    found: list[list[float]] = [[] for _ in measures]
+    for turn in range(1, 1 + REPETITIONS):
+        for measure, seconds, first_s in zip(measures, found, first, strict=True):
+            while first_s < LONG_S and (
+                len(seconds) < turn or sum(seconds) < ENOUGH_S * turn / REPETITIONS
+            ):
+                seconds.append(measure())
+    return [median(again or [once]) for again, once in zip(found, first, strict=True)]
 
 
 def _product(hidden: Tensor, matrices: Iterator[Tensor]) -> Tensor:

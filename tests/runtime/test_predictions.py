@@ -92,7 +92,7 @@ def test_results_say_what_was_predicted(checkpoint, tmp_path, monkeypatch):
 
 
 def test_without_any_profile_the_nearest_policy_is_taken(checkpoint, tight, tmp_path, monkeypatch):
-    def missing(**_):
+    def missing(*, unified, dtype):
         raise HardwareError("no profiles were installed")
 
     monkeypatch.setattr(arrangement, "typical_hardware", missing)
