@@ -32,14 +32,14 @@ def embed(spec: ModelSpec, weights: Part, token_ids: Tensor, positions: Tensor) 
     tokens = F.embedding(token_ids, _table(weights, "tokens"))
     if spec.projected_embeddings:
         tokens = F.linear(tokens, _table(weights, "project_in"))
-    return tokens + F.embedding(positions + POSITION_OFFSET, _table(weights, "positions"))
+    return tokens.add_(F.embedding(positions + POSITION_OFFSET, _table(weights, "positions")))
 
 
 def project(spec: ModelSpec, weights: Part, hidden: Tensor) -> Projections:
     """First half of a transformer layer: what attention begins with, of hidden states [n, e]."""
     source = _norm(weights, "attention_norm", hidden) if spec.norm_before else hidden
     queries, keys, values = _linear(weights, "qkv_proj", source).chunk(3, dim=1)
-    return Projections(queries * spec.head_size**-0.5, KeysValues(keys, values))
+    return Projections(queries.mul_(spec.head_size**-0.5), KeysValues(keys, values))
 
 
 def finish(spec: ModelSpec, weights: Part, hidden: Tensor, attended: Tensor) -> Tensor:

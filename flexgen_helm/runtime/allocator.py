@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flexgen_helm.specs.chunks import REUSED_BYTES
 
@@ -11,6 +13,9 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 _KEPT_BYTES = 512 << 20
+
+_LOADED_BYTES = 1 << 20
+"""Weights from this size on have pages of their own."""
 
 
 def reuse_freed_memory() -> None:
@@ -25,9 +30,22 @@ def reuse_freed_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
-def give_back_freed_memory() -> None:
-    """Give back what is kept to be reused: after loading, which leaves behind other sizes."""
-    if (library := _glibc()) is not None:
+@contextmanager
+def loading_weights() -> Iterator[None]:
+    """Have weights loaded into pages of their own, and give back what loading leaves behind.
+
+    In the heap, they would lie among what was needed to load them. The holes that leaves are of
+    other sizes than what is computed with them takes: the heap would grow beside them.
+    """
+    library = _glibc()
+    if library is None:
+        yield
+        return
+    library.mallopt(_M_MMAP_THRESHOLD, _LOADED_BYTES)
+    try:
+        yield
+    finally:
+        library.mallopt(_M_MMAP_THRESHOLD, REUSED_BYTES)
         library.malloc_trim(0)
 
 

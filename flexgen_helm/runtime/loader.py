@@ -16,7 +16,7 @@ from flexgen_helm.offload.link import Link, link_to
 from flexgen_helm.offload.spill import Spill
 from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.planner.setup import Setup
-from flexgen_helm.runtime.allocator import give_back_freed_memory
+from flexgen_helm.runtime.allocator import loading_weights
 from flexgen_helm.runtime.arrangement import Arrangement
 from flexgen_helm.runtime.detokenizer import Tokenizer
 from flexgen_helm.runtime.loaded_model import Model
@@ -47,20 +47,20 @@ class Loader:
         """
         spec, policy, waiting = self.setup.spec, arrangement.policy, Waiting()
         link = link_to(self.device, waiting, overlap=policy.overlap)
-        weights = open_weights(
-            self.path,
-            spec,
-            self.setup.compression,
-            policy,
-            dtype=self.dtype,
-            device=self.device,
-            offload_dir=self.offload_dir,
-            on_part=on_part,
-            link=link,
-            waiting=waiting,
-        )
-        tokenizer = self.tokenizer()  # before: what loading it leaves is given back, too
-        give_back_freed_memory()
+        with loading_weights():
+            weights = open_weights(
+                self.path,
+                spec,
+                self.setup.compression,
+                policy,
+                dtype=self.dtype,
+                device=self.device,
+                offload_dir=self.offload_dir,
+                on_part=on_part,
+                link=link,
+                waiting=waiting,
+            )
+            tokenizer = self.tokenizer()  # what loading it leaves behind is given back, too
         on_device = policy.cache == ON_DEVICE
         return Model(
             spec=spec,
