@@ -18,6 +18,11 @@ from flexgen_helm.specs.chunks import HEAD_COLUMNS
 from flexgen_helm.specs.model import POSITION_OFFSET, ModelSpec
 
 
+ADDED_ROWS = 128
+"""Rows whose positions are added at once. What is looked up for them lies in the heap between the
+hidden states of two micro-batches, where it leaves a hole: a small one."""
+
+
 class Projections(NamedTuple):
     """What attention begins with."""
 
@@ -32,7 +37,9 @@ def embed(spec: ModelSpec, weights: Part, token_ids: Tensor, positions: Tensor) 
     tokens = F.embedding(token_ids, _table(weights, "tokens"))
     if spec.projected_embeddings:
         tokens = F.linear(tokens, _table(weights, "project_in"))
-    return tokens.add_(F.embedding(positions + POSITION_OFFSET, _table(weights, "positions")))
+    for rows, where in zip(tokens.split(ADDED_ROWS), positions.split(ADDED_ROWS), strict=True):
+        rows.add_(F.embedding(where + POSITION_OFFSET, _table(weights, "positions")))
+    return tokens
 
 
 def project(spec: ModelSpec, weights: Part, hidden: Tensor) -> Projections:

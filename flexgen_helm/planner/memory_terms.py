@@ -181,17 +181,17 @@ def _matrix_in_use(setup: Setup, policy: Policy) -> int:
 def _micro_batch(setup: Setup, policy: Policy, longest: float) -> float:
     """What a micro-batch takes in a layer, in prefill.
 
-    Attention: hidden states, their norm, queries (as projected and scaled), keys and values (as
-    projected, with those carried on from the micro-batch before, by head, and for the next),
-    attended values, and queries, keys, values and attended values once more, in chains side by
-    side: 18 rows. The MLP: hidden states, their norm, its output, their sum, and [n, f].
+    Attention: hidden states, their norm, queries, keys and values (as projected, with those carried
+    on from the micro-batch before, by head, and for the next), attended values, and queries, keys,
+    values and attended values once more, in chains side by side: 17 rows. The MLP: hidden states,
+    their norm, its output, their sum, and [n, f].
 
     Where attention is two products, keys and values in their order come on top, and scores, which
     are computed in chunks, if there are so many.
     """
     spec = setup.spec
     by_products = setup.unified and setup.dtype_bytes == 2
-    attention = (20 if by_products else 18) * spec.hidden_size
+    attention = (19 if by_products else 17) * spec.hidden_size
     widths = max(attention, 4 * spec.hidden_size + spec.ffn_size)
     if attending(setup, policy.attention) is Tier.HOST:
         # One micro-batch is attended to while another is computed: its hidden states, and what it

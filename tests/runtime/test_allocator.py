@@ -54,11 +54,10 @@ def test_only_what_is_loaded_has_pages_of_its_own() -> None:
     before = _blocks_in_own_pages()
     computed = _allocate()
     assert _blocks_in_own_pages() == before
-    with pytest.raises(ValueError, match="damaged"), loading_weights():
+    with loading_weights():
         loaded = _allocate()
-        after = _blocks_in_own_pages()
-        raise ValueError("damaged")
-    assert after > before
+    with_loaded = _blocks_in_own_pages()
+    assert with_loaded > before
     computed += _allocate()
-    assert _blocks_in_own_pages() == after, "loading has ended, if in an error"
-    assert len(loaded) * 2 == len(computed)
+    assert _blocks_in_own_pages() == with_loaded
+    assert len(computed) == 2 * len(loaded), "all of them are still there"
