@@ -17,7 +17,6 @@ from flexgen_helm.offload.weights import Part
 from flexgen_helm.specs.chunks import HEAD_COLUMNS
 from flexgen_helm.specs.model import POSITION_OFFSET, ModelSpec
 
-
 ADDED_ROWS = 128
 """Rows whose positions are added at once. What is looked up for them lies in the heap between the
 hidden states of two micro-batches, where it leaves a hole: a small one."""
