@@ -45,7 +45,7 @@ def loading_weights() -> Iterator[None]:
     try:
         yield
     finally:
-        library.mallopt(_M_MMAP_THRESHOLD, REUSED_BYTES)
+        reuse_freed_memory()
         library.malloc_trim(0)
 
 
