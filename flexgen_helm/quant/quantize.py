@@ -29,6 +29,8 @@ def quantize(values: Tensor, *, bits: int, group_size: int) -> QuantizedTensor:
     """
     row_len = values.shape[-1]
     rows = values.reshape(-1, row_len)
+    if kernels.exist_for(bits, group_size, row_len, values.device):
+        return _in_shape(kernels.quantize(_dense_rows(rows), group_size), values)
     most = max(1, DEQUANTIZED_AT_ONCE // row_len)
     if not values.is_cpu or len(rows) <= most:
         return _quantize(values, bits, group_size)
@@ -39,8 +41,16 @@ def quantize(values: Tensor, *, bits: int, group_size: int) -> QuantizedTensor:
     codes, scale, zero = (
         torch.cat(tensors) for tensors in zip(*(x.tensors for x in parts), strict=True)
     )
-    whole = replace(parts[0], codes=codes, scale=scale, zero=zero)
-    return whole.map(lambda x: x.view(*values.shape[:-1], *x.shape[1:]))
+    return _in_shape(replace(parts[0], codes=codes, scale=scale, zero=zero), values)
+
+
+def _dense_rows(rows: Tensor) -> Tensor:
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def _in_shape(rows: QuantizedTensor, values: Tensor) -> QuantizedTensor:
+    """Give rows that were quantized the shape of what they were made of."""
+    return rows.map(lambda x: x.view(*values.shape[:-1], *x.shape[1:]))
 
 
 def _quantize(values: Tensor, bits: int, group_size: int) -> QuantizedTensor:

@@ -90,6 +90,9 @@ STEP_TOKENS, STEP_SEQUENCES = 32, 32
 NUM_LAYERS, NUM_PROMPTS = 4, 4
 """Of the small model, and of what it reads: 512 tokens each."""
 
+GPU_ROWS = 8192
+"""Rows with which a GPU is busy for longer than it takes to tell it what to do."""
+
 VOCABULARY = 1024
 
 NO_TIME = 1e18
@@ -304,7 +307,8 @@ class _Bench:
         return numbers / seconds
 
     def quantized_cache(self) -> float:
-        rows = self._random(CACHED, WIDTH)
+        """In numbers a second, of as many rows as a micro-batch in prefill has."""
+        rows = self._random(CACHED if self.unified else GPU_ROWS, WIDTH)
         return rows.numel() / self.time(lambda: quantize(rows, bits=BITS, group_size=GROUP_SIZE))
 
     def copied(self, *, up: bool) -> float:
@@ -417,9 +421,10 @@ def _seconds_of_pass(engine: Engine, requests: Sequence[GenerationRequest]) -> f
 def _hidden_rate(hardware: Hardware, device: str, directory: Path) -> float:
     """Bytes of hidden states a second, of what a prompt takes beside what is known."""
     sampling = SamplingParams(max_tokens=1)
+    num_prompts = NUM_PROMPTS if hardware.unified else GPU_ROWS // CACHED
     generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(4, VOCABULARY, (NUM_PROMPTS, CACHED), generator=generator)
-    prompts[:, 0] = torch.arange(4, 4 + NUM_PROMPTS)  # nothing shared
+    prompts = torch.randint(4, VOCABULARY, (num_prompts, CACHED), generator=generator)
+    prompts[:, 0] = torch.arange(4, 4 + num_prompts)  # nothing shared
     requests = [GenerationRequest(prompt_token_ids=p, sampling=sampling) for p in prompts.tolist()]
     with TemporaryDirectory(dir=directory) as name:
         checkpoint = write_dummy_of(

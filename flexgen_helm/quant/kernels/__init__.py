@@ -54,6 +54,14 @@ def dequantize_into(buffer: Tensor, tensor: QuantizedTensor) -> Tensor:
         return dequantize_into(buffer, tensor)
 
 
+def quantize(rows: Tensor, group_size: int) -> QuantizedTensor:
+    """Quantize rows [n, row_len] to 4 bits."""
+    from flexgen_helm.quant.kernels.quantizing import quantize
+
+    with cuda.device_of(rows):
+        return quantize(rows, group_size)
+
+
 def quantize_into(room: QuantizedTensor, rows: Tensor, slots: Tensor, positions: Tensor) -> None:
     """Quantize rows into cells of a room.
 
