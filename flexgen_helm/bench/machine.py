@@ -49,7 +49,7 @@ def main(request: str) -> None:
 
 def _measure(checkpoint: Path, directory: Path) -> MachineRow:
     from flexgen_helm.model.checkpoint import read_spec
-    from flexgen_helm.model.dtypes import resolve_dtype
+    from flexgen_helm.model.dtypes import device_of, resolve_dtype
     from flexgen_helm.model.opening import open_store
     from flexgen_helm.offload.disk import DiskReader, aligned_buffer, aligned_up
     from flexgen_helm.offload.weights import layer_part
@@ -57,7 +57,14 @@ def _measure(checkpoint: Path, directory: Path) -> MachineRow:
 
     spec = read_spec(checkpoint)
     dtype = resolve_dtype("auto", "cpu")
-    store = open_store(checkpoint, spec, Compression(), dtype=dtype, offload_dir=directory)
+    store = open_store(
+        checkpoint,
+        spec,
+        Compression(),
+        dtype=dtype,
+        device=device_of("cpu"),
+        offload_dir=directory,
+    )
     layers = [layer_part(index) for index in range(spec.num_layers)]
     files = [store.part(layer).path for layer in layers]
     buffers = [aligned_buffer(aligned_up(file.stat().st_size)) for file in files[:2]]

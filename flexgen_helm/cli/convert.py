@@ -45,7 +45,7 @@ def run_convert(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from flexgen_helm.model.checkpoint import read_spec, resolve
-    from flexgen_helm.model.dtypes import resolve_dtype
+    from flexgen_helm.model.dtypes import device_of, resolve_device, resolve_dtype
     from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR, open_store
 
     offload_dir = (args.offload_dir or DEFAULT_OFFLOAD_DIR).expanduser()
@@ -61,6 +61,7 @@ def run_convert(args: argparse.Namespace) -> int:
             spec,
             Compression(weight_bits=args.weight_bits, group_size=args.group_size),
             dtype=resolve_dtype(args.dtype),
+            device=device_of(resolve_device("auto")),
             offload_dir=offload_dir,
             on_part=partial(bar.update, 1),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from flexgen_helm.offload.store import (
 from flexgen_helm.quant.quantize import quantize
 from flexgen_helm.specs.model import ModelSpec
 
+CONVERTED_BESIDE = 4
+"""Parts that are converted at the same time where a GPU quantizes."""
+
 CONVERTED_AT_ONCE = 1 << 22
 """Numbers converted at once; quantization takes some ten times their bytes on the way."""
 
@@ -35,6 +39,7 @@ def convert(
     *,
     dtype: torch.dtype,
     directory: Path,
+    device: torch.device,
     on_part: Callable[[], object] = lambda: None,
 ) -> WeightStore:
     """Make a weight store, tensor by tensor; parts of an interrupted conversion are kept.
@@ -45,6 +50,7 @@ def convert(
         identity: what the store is made from and how.
         dtype: of what is not quantized.
         directory: where the store will be.
+        device: what quantizes.
         on_part: called after each of the `num_layers + 1` parts, for progress.
 
     Raises:
@@ -53,9 +59,16 @@ def convert(
     """
     if not WeightStore.is_whole(directory):
         all_parts = parts(spec)
-        for name, tensors in all_parts.items():
-            _convert_part(source, tensors, identity, dtype, part_path(directory, name))
-            on_part()
+
+        def convert_part(name: str) -> None:
+            path = part_path(directory, name)
+            _convert_part(source, all_parts[name], identity, dtype, device, path)
+
+        with ThreadPoolExecutor(CONVERTED_BESIDE) as threads:
+            # A processor has enough to do with one part.
+            each = map if device.type == "cpu" else threads.map
+            for _ in each(convert_part, all_parts):
+                on_part()
         row_lens = {t.name: t.shape[1] for part in all_parts.values() for t in part if t.linear}
         write_manifest(directory, identity, parts=all_parts, row_lens=row_lens)
     return WeightStore(directory, identity)
@@ -66,6 +79,7 @@ def _convert_part(
     tensors: list[PartTensor],
     identity: StoreIdentity,
     dtype: torch.dtype,
+    device: torch.device,
     path: Path,
 ) -> None:
     with suppress(StoreError):
@@ -79,7 +93,7 @@ def _convert_part(
         with PartWriter(temporary, entries, identity.text) as file:
             for tensor in tensors:
                 for rows in _rows(source, tensor):
-                    _write_rows(file, tensor, rows.to(dtype), identity)
+                    _write_rows(file, tensor, rows.to(dtype), identity, device)
 
     try:
         write_atomically(path, write)
@@ -109,11 +123,16 @@ def _rows(source: TensorSource, tensor: PartTensor) -> Iterator[Tensor]:
 
 
 def _write_rows(
-    file: PartWriter, tensor: PartTensor, rows: Tensor, identity: StoreIdentity
+    file: PartWriter,
+    tensor: PartTensor,
+    rows: Tensor,
+    identity: StoreIdentity,
+    device: torch.device,
 ) -> None:
     if not tensor.linear or identity.weight_bits is None:
         file.write(tensor.name, rows)
         return
-    quantized = quantize(rows, bits=identity.weight_bits, group_size=identity.group_size)
+    bits, group_size = identity.weight_bits, identity.group_size
+    quantized = quantize(rows.to(device), bits=bits, group_size=group_size)
     for component, part in zip(COMPONENTS, quantized.tensors, strict=True):
-        file.write(f"{tensor.name}.{component}", part)
+        file.write(f"{tensor.name}.{component}", part.cpu())

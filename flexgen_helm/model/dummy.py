@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ INIT_STD = 0.02
 """Standard deviation of weights, as OPT's own were initialised with."""
 
 BLOCK = 1 << 24
-"""Random numbers of a tensor, after which they repeat: drawing is slower than copying."""
+"""Random numbers, after which they repeat, in all tensors: drawing is slower than copying."""
 
 
 def write_dummy(size: str, *, tokenizer: Path, directory: Path, seed: int = 0) -> Path:
@@ -75,11 +76,18 @@ class DummyReader:
         if len(shape) == 1:
             ones = name.endswith("norm.weight")
             return torch.full(shape, float(ones), dtype=torch.float16)
-        text = f"{self._seed}/{name}".encode()
-        seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
         tensor = torch.empty(shape, dtype=torch.float16)
-        blocks = tensor.view(-1).split(BLOCK)
-        blocks[0].normal_(0, INIT_STD, generator=torch.Generator().manual_seed(seed))
-        for block in blocks[1:]:
-            block.copy_(blocks[0][: len(block)])
+        # Each begins somewhere else among the same numbers.
+        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+        start = int.from_bytes(digest, "big") % len(self._numbers)
+        left = tensor.view(-1)
+        while len(left):
+            numbers = self._numbers[start : start + len(left)]
+            left[: len(numbers)] = numbers
+            left, start = left[len(numbers) :], 0
         return tensor
+
+    @cached_property
+    def _numbers(self) -> Tensor:
+        generator = torch.Generator().manual_seed(self._seed)
+        return torch.empty(BLOCK, dtype=torch.float16).normal_(0, INIT_STD, generator=generator)

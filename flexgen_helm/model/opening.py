@@ -66,7 +66,13 @@ def open_weights(
             on_part=on_part,
         )
     store = open_store(
-        path, spec, compression, dtype=dtype, offload_dir=offload_dir, on_part=on_part
+        path,
+        spec,
+        compression,
+        dtype=dtype,
+        device=device,
+        offload_dir=offload_dir,
+        on_part=on_part,
     )
     layers = [layer_part(index) for index in range(spec.num_layers)]
     tiers = place_evenly([store.linear_sizes(layer) for layer in layers], policy.weights)
@@ -88,6 +94,7 @@ def open_store(
     compression: Compression,
     *,
     dtype: str,
+    device: torch.device,
     offload_dir: Path,
     on_part: Callable[[], object] = lambda: None,
 ) -> WeightStore:
@@ -102,5 +109,6 @@ def open_store(
         identity,
         dtype=DTYPES[dtype],
         directory=offload_dir / identity.directory_name,
+        device=device,
         on_part=on_part,
     )

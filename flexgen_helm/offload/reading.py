@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from flexgen_helm.errors import StoreError
 from flexgen_helm.offload.disk import DiskReader, aligned_down, aligned_up
 from flexgen_helm.offload.part_file import PartFile, Region
+from flexgen_helm.processor import num_cores
 
 
 class _Extent(NamedTuple):
@@ -51,8 +52,11 @@ class DiskPart:
         """
         if self.checked:
             return
-        for name, region in self.regions.items():
-            if zlib.crc32(self._bytes(region, buffer).numpy().data) != region.checksum:
+        data = [self._bytes(region, buffer).numpy().data for region in self.regions.values()]
+        with ThreadPoolExecutor(num_cores()) as threads:  # one of zlib reads a gigabyte a second
+            found = [*threads.map(zlib.crc32, data)]
+        for (name, region), checksum in zip(self.regions.items(), found, strict=True):
+            if checksum != region.checksum:
                 raise StoreError(
                     f"tensor {name!r} in {self.file.path} is not what was written: the disk"
                     " or the file is damaged, delete the store and convert the checkpoint again"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +24,17 @@ Placed = Mapping[str, Mapping[str, Tier]]
 
 LayOut = Callable[[Tensor], Tensor]
 """Brings a matrix into the order in which it is read fastest, once and for all."""
+
+
+OPENED_AT_ONCE = 4
+"""Parts: while one is read from disk, others are checked and copied to the device."""
+
+
+class _Opened(NamedTuple):
+    """What of a part is on the device, and what is not."""
+
+    resident: dict[str, StoredTensor]
+    elsewhere: OffDevice | None
 
 
 class StreamedWeights:
@@ -60,8 +73,10 @@ class StreamedWeights:
         self._reader = DiskReader()
         self._resident: dict[str, dict[str, StoredTensor]] = {}
         self._elsewhere: dict[str, OffDevice] = {}
-        for name in store.part_names:
-            self._add(store.part(name), name, placed.get(name, {}))
+        for name, (resident, elsewhere) in zip(store.part_names, self._open(placed), strict=True):
+            self._resident[name] = resident
+            if elsewhere is not None:
+                self._elsewhere[name] = elsewhere
         self._ahead = self._bring_ahead(overlap, waiting or Waiting())
 
     @property
@@ -91,19 +106,27 @@ class StreamedWeights:
         self._resident.clear()
         self._elsewhere.clear()
 
-    def _add(self, file: PartFile, name: str, tiers: Mapping[str, Tier]) -> None:
+    def _open(self, placed: Placed) -> list[_Opened]:
+        """Read what stays in memory, of all parts."""
+        parts = [(name, placed.get(name, {})) for name in self._store.part_names]
+        if self._link is None:  # a thread's products would have threads, and memory, of their own
+            return [self._open_part(*part) for part in parts]
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as threads:
+            return [*threads.map(self._open_part, *zip(*parts, strict=True))]
+
+    def _open_part(self, name: str, tiers: Mapping[str, Tier]) -> _Opened:
+        file = self._store.part(name)
         on: dict[Tier, dict[str, Region]] = {tier: {} for tier in Tier}
         for region, where in file.regions.items():
             tier = tiers.get(tensor_of(region), Tier.DEVICE)
             same = self._link is None and tier is Tier.HOST
             on[Tier.DEVICE if same else tier][region] = where
-        self._resident[name] = self._load(file, on[Tier.DEVICE])
-        if on[Tier.HOST] or on[Tier.DISK]:
-            on_host = DiskPart(file, on[Tier.HOST])
-            in_memory = self._read(
-                on_host, aligned_buffer if self._link is None else self._link.buffer
-            )
-            self._elsewhere[name] = OffDevice(on_host, in_memory, DiskPart(file, on[Tier.DISK]))
+        resident = self._load(file, on[Tier.DEVICE])
+        if not on[Tier.HOST] and not on[Tier.DISK]:
+            return _Opened(resident, None)
+        on_host = DiskPart(file, on[Tier.HOST])
+        in_memory = self._read(on_host, aligned_buffer if self._link is None else self._link.buffer)
+        return _Opened(resident, OffDevice(on_host, in_memory, DiskPart(file, on[Tier.DISK])))
 
     def _bring_ahead(self, overlap: bool, waiting: Waiting) -> PartsAhead:
         if self._link is None:

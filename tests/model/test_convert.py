@@ -28,6 +28,7 @@ def converted(path, directory, label="none", dtype="float32", source=None):
         identity,
         dtype=getattr(torch, dtype),
         directory=directory,
+        device=CPU,
     )
 
 
