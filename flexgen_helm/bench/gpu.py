@@ -226,13 +226,10 @@ class Session:
         return Bench(checkpoint=directory, directory=self._directory)
 
 
-def run_gpu_benchmark(plan: Plan, session: Session, conditions: Mapping[str, Cell]) -> Report:
-    """Carry out a plan and report it.
-
-    Raises:
-        CommandError: the machine could not be measured.
-    """
-    hardware = session.calibrate()
+def run_gpu_benchmark(
+    plan: Plan, session: Session, hardware: Hardware, conditions: Mapping[str, Cell]
+) -> Report:
+    """Carry out a plan on a machine that was measured, and report it."""
     asked = trials(plan, host_bytes=hardware.host_bytes)
     rows = [session.run(trial, hardware) for trial in asked]
     rates: Row = {
@@ -248,7 +245,8 @@ def run_gpu_benchmark(plan: Plan, session: Session, conditions: Mapping[str, Cel
             "card": hardware.conditions.get("device", ""),
             "cap": format_bytes(plan.cap_bytes),
             "requests": "random tokens, greedy",
-            "flexgen": "policies as published, with as many batches as the host has memory for",
+            "flexgen": "policies as published, with as many batches as the host has memory for;"
+            " 8 tokens timed, the rest as it projects them itself",
             "throughput": "generated tokens over prefill and decode time, without loading",
             "accelerate": f"{ACCELERATE_BATCH} requests, {PILOT_TOKENS} tokens timed, the rest at"
             " the speed of the last",

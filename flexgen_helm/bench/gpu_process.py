@@ -73,8 +73,8 @@ def _ours(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
         budget=MemoryBudget(device=trial.cap_bytes),
         offload_dir=asked["directory"],
         hardware=Hardware.from_json(asked["hardware"], where="what was measured"),
+        requests=requests,
     ) as engine:
-        engine.prepare(requests)
         engine.generate(_warm_up(requests))
         copied_before = engine.link_bytes
         costs = [result.statistics for result in engine.generate(requests, progress=True)]

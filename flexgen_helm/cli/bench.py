@@ -178,6 +178,7 @@ def _add_gpu_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentPars
     add("--workload", type=_workload, default="512/32", metavar="P/N", help="prompt/new tokens")
     add("--requests", type=_from(1), default=256, metavar="N", help="of ours, in each trial")
     add("--helm-model", choices=SIZES, default="30b", metavar="SIZE", help="of the sub-scenarios")
+    add("--hardware", metavar="FILE", help="profile of this machine, if not measured first")
     add("--helm-share", type=float, default=0.02, metavar="PART", help="of the paper's requests")
     add("--device-memory", type=_size, default="16GB", metavar="SIZE", help="cap of the GPU")
     add("--minutes", type=float, default=9.0, metavar="N", help="time in all")
@@ -349,7 +350,9 @@ def run_bench_gpu(args: argparse.Namespace) -> int:
         **machine_conditions(datetime.now(timezone.utc)),
         **{peer: version(peer) for peer in args.peers},
     }
-    print_report(gpu.run_gpu_benchmark(plan, session, conditions), as_json=args.json)
+    hardware = hardware_named(args.hardware) if args.hardware else session.calibrate()
+    report = gpu.run_gpu_benchmark(plan, session, hardware, conditions)
+    print_report(report, as_json=args.json)
     return 0
 
 

@@ -98,6 +98,7 @@ class Engine:
         budget: MemoryBudget | None = None,
         offload_dir: str | os.PathLike[str] | None = None,
         hardware: Hardware | None = None,
+        requests: Sequence[GenerationRequest] = (),
         progress: bool = False,
     ) -> Engine:
         """Load a checkpoint.
@@ -119,6 +120,8 @@ class Engine:
             offload_dir: where weight stores are; `~/.cache/flexgen_helm` if left out.
             hardware: what is planned with; if left out, what `flexgen-helm calibrate` has measured
                 or, where it has not been run, figures of another machine.
+            requests: the first ones, if they are known already: what is planned for them need not
+                be planned, and loaded, again.
             progress: whether to show a progress bar while loading.
 
         Raises:
@@ -152,7 +155,7 @@ class Engine:
         arrangement = (
             arranger.with_policy(policy)
             if isinstance(policy, Policy)
-            else arranger.plan(DEFAULT_WORKLOAD)
+            else arranger.plan(workload_of(requests) if requests else DEFAULT_WORKLOAD)
         )
         with (
             ThreadPoolExecutor() as beside,
@@ -183,7 +186,10 @@ class Engine:
             linear_weight_bytes=loaded.weights.linear_bytes,
         )
         watch = None if allowed is None else MemoryWatch(loaded.device, before + allowed)
-        return cls(loaded, description, arrangement, arranger, loader, watch)
+        engine = cls(loaded, description, arrangement, arranger, loader, watch)
+        if requests:
+            engine._tell_plan()
+        return engine
 
     def generate(
         self,
@@ -243,18 +249,6 @@ class Engine:
                     self.policy, self._cache_tokens = executor.policy, executor.cache_tokens
         return [results[index] for index in range(len(requests))]
 
-    def prepare(self, requests: Sequence[GenerationRequest]) -> None:
-        """Plan for requests now, and not when the first ones are given.
-
-        Args:
-            requests: at least one.
-
-        Raises:
-            BudgetError: one of them needs more memory than is allowed.
-        """
-        with self._lock:
-            self._expect(requests)
-
     def validate(self, request: GenerationRequest) -> None:
         """Check a request against the model's limits.
 
@@ -306,15 +300,19 @@ class Engine:
 
     def _plan_for(self, workload: Workload) -> None:
         """Plan once more, now that the first requests are known, and say what was planned."""
-        self._planned = True
         arrangement = self._arranger.plan(workload)
         if arrangement.policy != self.policy:
             self._open_model().close()
             self._model = None
             self._model = self._loader.load(arrangement)
         self._set(arrangement)
-        if arrangement.plan is not None:
-            tqdm.write(arrangement.plan.summary, file=sys.stderr)
+        self._tell_plan()
+
+    def _tell_plan(self) -> None:
+        """Say what was planned for the first requests, if anything was."""
+        self._planned = True
+        if self.prediction is not None:
+            tqdm.write(self.prediction.summary, file=sys.stderr)
 
     @property
     def link_bytes(self) -> int:

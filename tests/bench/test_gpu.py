@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -212,28 +213,40 @@ def test_a_machine_that_is_not_measured_in_time_is_an_error(session):
         session(limit_s=0.2).calibrate()
 
 
-def test_upstream_runs_with_our_cap_and_another_tokenizer(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("new_tokens", "tokens", "costs", "decode_s"),
+    [
+        (3, (3, None), [2.0, 0.5, 0.5], 1.0),
+        (32, (32, 8), [2.0, *[0.5] * 7], 32),  # as upstream projects it
+    ],
+)
+def test_upstream_runs_with_our_cap_and_another_tokenizer(
+    new_tokens, tokens, costs, decode_s, monkeypatch, capsys, tmp_path
+):
     """Upstream's own program, stood in for by one that only looks at what it was given."""
     given = {}
 
     def run_flexgen(args):
         made = flex_opt.AutoTokenizer.from_pretrained("facebook/opt-30b", padding_side="left")
         given["ids"] = made(["Paris"], padding="max_length", max_length=args.prompt_len).input_ids
-        given["model"] = args.model
+        given["model"], given["tokens"] = args.model, (args.gen_len, args.cut_gen_len)
         print("what upstream says")
 
     def add_parser_arguments(parser):
         for name in ("model", "path", "offload-dir", "log-file"):
             parser.add_argument(f"--{name}")
         parser.add_argument("--prompt-len", type=int)
-        parser.add_argument("--gen-len", type=int)
+        for name in ("gen-len", "cut-gen-len"):
+            parser.add_argument(f"--{name}", type=int)
 
     flex_opt = SimpleNamespace(run_flexgen=run_flexgen, add_parser_arguments=add_parser_arguments)
-    timer = SimpleNamespace(timers=lambda _: SimpleNamespace(costs=[2.0, 0.5, 0.5]))
+    timer = SimpleNamespace(timers=lambda _: SimpleNamespace(costs=costs))
+    utils = SimpleNamespace(project_decode_latency=lambda *given: given[2])
     for name, module in {
         "flexgen": SimpleNamespace(flex_opt=flex_opt),
         "flexgen.flex_opt": flex_opt,
         "flexgen.timer": timer,
+        "flexgen.utils": utils,
     }.items():
         monkeypatch.setitem(upstream.sys.modules, name, module)
     capped = []
@@ -242,15 +255,15 @@ def test_upstream_runs_with_our_cap_and_another_tokenizer(monkeypatch, capsys, t
     )
     monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda _: 7)
     monkeypatch.setattr("torch.cuda.max_memory_reserved", lambda _: 8)
-    asked = json.dumps(
-        {"trial": gpu.asdict(trial(UPSTREAM)), "directory": str(tmp_path), "device": "cuda:0"}
-    )
-    upstream.main(asked)
+    asked = trial(UPSTREAM, requests=[replace(REQUESTS, new_tokens=new_tokens)])
+    asked = {"trial": gpu.asdict(asked), "directory": str(tmp_path), "device": "cuda:0"}
+    upstream.main(json.dumps(asked))
     outcome = Outcome(**json.loads(capsys.readouterr().out))
-    assert (outcome.prefill_s, outcome.decode_s, outcome.generated_tokens) == (2.0, 1.0, 6)
+    assert (outcome.prefill_s, outcome.decode_s) == (2.0, decode_s)
+    assert outcome.generated_tokens == 2 * new_tokens
     assert (outcome.allocated_bytes, outcome.reserved_bytes) == (7, 8)
     assert [limit for _, limit in capped] == [4 * 10**9]
-    assert given == {"ids": [[100] * 5], "model": "facebook/opt-125m"}
+    assert given == {"ids": [[100] * 5], "model": "facebook/opt-125m", "tokens": tokens}
 
 
 def test_the_command_reports_rates_trials_and_a_short_table(monkeypatch, tmp_path, capsys):
