@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from itertools import islice, pairwise
 from typing import NamedTuple, Protocol
 
@@ -73,18 +74,26 @@ class MemoryRoom:
 
     Args:
         cache_format: how positions are stored.
-        tensors: the memory, as `cache_format.layout` says; finite everywhere.
+        record: the tensors of all slots.
+        device: whose memory it is.
+        take_memory: takes it, finite everywhere, when it is written or read first.
     """
 
-    def __init__(self, cache_format: CacheFormat, tensors: Sequence[Tensor]) -> None:
-        self._format = cache_format
-        self._device = tensors[0].device
-        self._rows = cache_format.rows(tensors)
-
-    @property
-    def num_bytes(self) -> int:
+    def __init__(
+        self,
+        cache_format: CacheFormat,
+        record: RecordLayout,
+        device: torch.device,
+        take_memory: Callable[[], Sequence[Tensor]],
+    ) -> None:
+        self._format, self._device = cache_format, device
+        self._take_memory = take_memory
+        self.num_bytes = record.num_bytes
         """Of all positions."""
-        return sum(tensor.nbytes for tensor in tensors_of(self._rows))
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return self._format.rows(self._take_memory())
 
     @property
     def stored(self) -> MemoryRoom:
@@ -333,13 +342,16 @@ def make_room(cache_format: CacheFormat, tier: Tier, num_slots: int, size: RoomS
         room = DiskRoom(cache_format, num_slots, size, cache_format.spill)
     else:
         layouts = cache_format.layout(num_slots, size.capacity)
+        record = RecordLayout(layouts)
         if tier is Tier.HOST and link is not None:
-            record = RecordLayout(layouts)
-            tensors = record.views(link.buffer(record.num_bytes))  # new memory is zeros
+            # Pinned when it is needed, by the thread that stores, while the device computes.
+            room = MemoryRoom(
+                cache_format, record, HOST, lambda: record.views(link.buffer(record.num_bytes))
+            )
         else:
             device = cache_format.device
             tensors = [torch.zeros(x.shape, dtype=x.dtype, device=device) for x in layouts]
-        room = MemoryRoom(cache_format, tensors)
+            room = MemoryRoom(cache_format, record, device, lambda: tensors)
     return room if link is None or tier is Tier.DEVICE else LinkedRoom(cache_format, room, link)
 
 

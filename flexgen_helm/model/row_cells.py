@@ -14,9 +14,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-MIN_RUN_LEN = 10
+MIN_RUN_LEN = {"cpu": 10, "cuda": 128}
 """Mean length of runs from which they are copied one by one: a copy takes 5 us on a CPU, an indexed
-copy half a microsecond a row."""
+copy half a microsecond a row. To tell a GPU of a copy takes as long, and an indexed one takes it
+five times as long."""
 
 
 class Stretch(NamedTuple):
@@ -66,8 +67,9 @@ class RowCells:
         self._rows = row_index(numbers[0], device)
         self.slots, self.positions = torch.as_tensor(numbers[1:], device=device)
         self._elsewhere: RowCells | None = None
-        runs = _runs(numbers) if device.type == "cpu" else []
-        self._runs = runs if numbers.shape[1] >= MIN_RUN_LEN * len(runs) > 0 else None
+        runs = _runs(numbers)
+        least = MIN_RUN_LEN[device.type] * len(runs)
+        self._runs = runs if numbers.shape[1] >= least > 0 else None
 
     @classmethod
     def of(cls, stretches: Iterable[Stretch], device: torch.device) -> RowCells:

@@ -6,8 +6,6 @@ that a device has to do. Where device and host are one memory there is no link.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -19,11 +17,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from flexgen_helm.errors import BudgetError
-from flexgen_helm.offload.disk import PRIVATE, aligned_up, with_large_pages
-from flexgen_helm.offload.part_file import ALIGNMENT
+from flexgen_helm.offload.pinned import PinnedPool
 from flexgen_helm.offload.waiting import Waiting
-from flexgen_helm.specs.chunks import LOADS_IN_FLIGHT
+from flexgen_helm.specs.chunks import LOADS_IN_FLIGHT, STORES_IN_FLIGHT
 
 T = TypeVar("T")
 
@@ -74,7 +70,7 @@ class Link(Protocol):
     """Bytes so far."""
 
     def buffer(self, num_bytes: int) -> Tensor:
-        """Return memory of the host, uint8, of at least so many bytes: aligned, and pinned."""
+        """Return zeros of the host, uint8, at least so many: aligned, and pinned."""
         ...
 
     def mark(self) -> Mark:
@@ -137,10 +133,16 @@ class Beside:
             )
             for lane in Lane
         }
+        self._stores = threading.Semaphore(STORES_IN_FLIGHT)
 
     def submit(self, lane: Lane, work: Callable[[], T]) -> Future[T]:
-        """See `Link.beside`."""
-        return self._threads[lane].submit(self._uncounted, work)
+        """See `Link.beside`; waits where much is to be stored, as it takes memory until it is."""
+        if lane is not Lane.STORE:
+            return self._threads[lane].submit(self._uncounted, work)
+        self._stores.acquire()
+        future = self._threads[lane].submit(self._uncounted, work)
+        future.add_done_callback(lambda _: self._stores.release())
+        return future
 
     def close(self) -> None:
         """Wait for what they are doing."""
@@ -169,6 +171,7 @@ class CudaLink:
         self.copied = dict.fromkeys(Lane, 0)
         self._streams = {lane: torch.cuda.Stream(device) for lane in Lane}
         self._beside = Beside(waiting)
+        self._pinned = PinnedPool()
         self._lock = threading.Lock()
         self._stalls: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
@@ -178,8 +181,7 @@ class CudaLink:
         Raises:
             BudgetError: the system does not let so much memory be pinned.
         """
-        memory = _PinnedMemory(max(aligned_up(num_bytes), ALIGNMENT))
-        return torch.frombuffer(memory, dtype=torch.uint8)
+        return self._pinned.lend(num_bytes)
 
     def mark(self) -> Mark:
         return _CudaMark(torch.cuda.current_stream(self._device))
@@ -283,34 +285,3 @@ class _CudaTransit:
         if not self._used:  # nobody has waited, and the memory of both is about to be another's
             with suppress(Exception):  # when the interpreter ends, CUDA may have ended before
                 self._done.synchronize()
-
-
-_PORTABLE = 1
-"""Pinned for all devices."""
-
-
-class _PinnedMemory(mmap.mmap):
-    """Anonymous memory that a GPU can read by itself.
-
-    Of its own, as PyTorch's allocator of pinned memory rounds up to powers of two.
-    """
-
-    def __new__(cls, num_bytes: int) -> _PinnedMemory:
-        memory = super().__new__(cls, -1, num_bytes, **PRIVATE)
-        with_large_pages(memory)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        code = int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, _PORTABLE))
-        if code:
-            raise BudgetError(
-                f"{num_bytes} bytes of the host's memory cannot be pinned (CUDA error {code}):"
-                " allow less host memory, or put less of the model there"
-            )
-        memory._address = address
-        return memory
-
-    _address: int | None = None
-
-    def __del__(self) -> None:
-        if self._address is not None:
-            with suppress(Exception):  # when the interpreter ends, CUDA may have ended before
-                torch.cuda.cudart().cudaHostUnregister(self._address)

@@ -244,7 +244,7 @@ class _Costs:
         tokens = passes * self.load.sequences
         rows = self._decode_rows()
         micro_batches = ceil(self.load.sequences / rows) * passes
-        attended = tokens * (self._mean_own_len + self._mean_room)
+        attended = self._attended(tokens)
         on_host = self.shape.attention == "host" and not self.setup.unified
         attention = self._own_attention(attended, on_host=on_host)
         ordered, disk_steps = self._ordered(tokens), self._disk_steps(micro_batches)
@@ -269,9 +269,7 @@ class _Costs:
             Resource.TO_DEVICE: {
                 "weights": self._copied("weights", self._weight_bytes * passes, up=True),
                 "attention on the host": attention if on_host else Linear(),
-                "cache": Linear()
-                if on_host
-                else self._copied("cache", self._stored_bytes(attended), up=True),
+                "cache": Linear() if on_host else self._brought(tokens),
                 "activations": self._copied("activations", self._hidden_bytes(tokens), up=True),
             },
             Resource.TO_HOST: {
@@ -307,9 +305,14 @@ class _Costs:
     @property
     def _mean_room(self) -> float:
         """Positions behind these that are read, too: room for tokens to come; not on disk."""
-        if self.execution.reads_what_there_is or self.shape.cache_on_disk:
+        if self.execution.reads_what_there_is:
             return 0
         return min(GROWTH, self.lengths.new_tokens) / 2
+
+    def _attended(self, tokens: float) -> Linear:
+        """Cached tokens that some tokens in decode attend to, with the room that is read."""
+        room = placed_on("cache", Tier.DEVICE, Tier.HOST) * (tokens * self._mean_room)
+        return room + tokens * self._mean_own_len
 
     def _hidden_bytes(self, tokens: float) -> float:
         """Of hidden states of some tokens, once for every layer."""
@@ -332,13 +335,16 @@ class _Costs:
         return min(self.shape.micro_batch_tokens, self.load.prompt_tokens)
 
     def _decode_rows(self) -> float:
-        """Rows of a product in decode; of a cache on disk, those read at once."""
+        """Rows of a product in decode; of a cache on disk, those read at once.
+
+        To a device of its own they are brought one after another, and multiplied together.
+        """
         most: float = self.shape.micro_batch_size
-        if self.shape.cache_on_disk:
+        if self.shape.cache_on_disk and self.setup.unified:
             room_bytes = self._stored_bytes(self.lengths.final_len) / self._num_rooms
             cache_bytes = round(self._stored_bytes(self.shape.cached_tokens))
             limit = cache_bytes if self.shape.cache_limited else None
-            at_once = spilled_at_once(limit, self.setup.spec.num_layers)
+            at_once = spilled_at_once(limit, self.setup.spec.num_layers, linked=False)
             num_pools = ceil(self.load.sequences * room_bytes / at_once)
             most = min(most, self.load.sequences / num_pools)
         return max(1.0, min(most, self.load.sequences))
@@ -378,15 +384,15 @@ class _Costs:
         flop = 4 * pairs * spec.hidden_size * spec.num_layers
         return Linear(flop / self.hardware.attention_flop_per_s)
 
-    def _own_attention(self, attended: float, *, on_host: bool) -> Linear:
-        num_bytes = self._cache_numbers(attended) * self.setup.dtype_bytes
+    def _own_attention(self, attended: Linear, *, on_host: bool) -> Linear:
+        token_bytes = self._cache_numbers(1) * self.setup.dtype_bytes
         hardware = self.hardware
         rate = (
             hardware.host_attention_bytes_per_s
             if on_host
             else hardware.device_attention_bytes_per_s
         )
-        return Linear(num_bytes / rate)
+        return attended * (token_bytes / rate)
 
     def _shared_attention(self, tokens: float) -> Linear:
         spec = self.setup.spec
@@ -405,10 +411,10 @@ class _Costs:
         layer_s = sum(numbers) / rate.at(max(*numbers, rate.points[0][0]))
         return Linear(times * layer_s * spec.num_layers)
 
-    def _dequantized_cache(self, attended: float) -> Linear:
+    def _dequantized_cache(self, attended: Linear) -> Linear:
         if self.setup.compression.cache_bits is None:
             return Linear()
-        return Linear(self._cache_numbers(attended) / self.hardware.dequantized_cache_per_s)
+        return attended * (self._cache_numbers(1) / self.hardware.dequantized_cache_per_s)
 
     def _quantized(self, tokens: float) -> Linear:
         if self.setup.compression.cache_bits is None:
@@ -441,6 +447,15 @@ class _Costs:
 
     def _steps(self, micro_batches: int) -> Linear:
         return Linear(micro_batches * self.setup.spec.num_layers * self.hardware.step_s)
+
+    def _brought(self, tokens: float) -> Linear:
+        """What some tokens in decode attend to and is not on the device, with the room there."""
+        read = self._copied("cache", self._stored_bytes(tokens * self._mean_own_len), up=True)
+        rate = self.hardware.host_to_device_bytes_per_s
+        if rate is None:
+            return read
+        room = self._stored_bytes(tokens * self._mean_room)
+        return read + placed_on("cache", Tier.HOST) * (room / rate)
 
     def _copied(self, placed: str, num_bytes: float, *, up: bool) -> Linear:
         """What is not on the device passes its link, also what is on disk."""

@@ -17,7 +17,7 @@ from flexgen_helm.specs.chunks import (
     HEAD_COLUMNS,
     HEAD_ROWS,
     LEAST_FILLED,
-    READS_IN_MEMORY,
+    LINKED_READS_IN_MEMORY,
     spill_memory,
 )
 from flexgen_helm.specs.compression import quantized_bytes
@@ -217,7 +217,7 @@ def _cache_on_its_way(setup: Setup, policy: Policy, filling: Filling) -> float:
     stored = spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
     position = stored / (2 * spec.num_layers)
     rows = policy.micro_batch_tokens * policy.num_micro_batches
-    planned = policy.spilled_at_once(spec.num_layers)
+    planned = policy.spilled_at_once(spec.num_layers, linked=not setup.unified)
     written = 4 * rows * position / filling.least_filled
     read = spill_memory(max(planned, round(spec.max_positions * position)))
     return max(written, read) if filling.apart else written + read
@@ -230,7 +230,9 @@ def _cache_for_device(setup: Setup, policy: Policy) -> float:
     spec = setup.spec
     token = spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
     longest = spec.max_positions * token / (2 * spec.num_layers)
-    return READS_IN_MEMORY * max(policy.spilled_at_once(spec.num_layers), longest)
+    return LINKED_READS_IN_MEMORY * max(
+        policy.spilled_at_once(spec.num_layers, linked=True), longest
+    )
 
 
 def _shared_reads(setup: Setup, policy: Policy, shared: float) -> float:

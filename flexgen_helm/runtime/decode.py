@@ -63,10 +63,12 @@ class DecodeMicroBatch:
         new: KeysValues,
         *,
         last: bool,  # noqa: ARG002 - all rows come out of all layers
+        next_read: Callable[[], None],
     ) -> Callable[[], Tensor]:
         """Begin attention of all rows in a layer, [n, e] -> [n, e]; what is returned waits for it.
 
-        What sequences share is read once for all of them, whichever pools they are in.
+        What sequences share is read once for all of them, whichever pools they are in. Calls
+        `next_read` when it comes to what any but the first read brings.
         """
         q = queries.unflatten(1, (self._num_heads, -1))
         if self._num_attended:
@@ -74,7 +76,11 @@ class DecodeMicroBatch:
             return lambda: attended.values.flatten(1)
         if self._model.attends_apart:
             return self._begin_on_host(layer, q, new)
-        total = self._attend_own(layer, q, new)
+        if not self._model.reads_one_by_one:
+            next_read = _nothing
+        total = self._attend_own(layer, q, new, next_read)
+        if self._readings:
+            next_read()
         for readers, part in self._shared(layer, q):
             _merge_rows_(total, readers, part)
         return lambda: total.values.flatten(1)
@@ -87,7 +93,7 @@ class DecodeMicroBatch:
 
         def attend() -> Attended:
             queries, keys, values = (copy.wait() for copy in copies)
-            attended = self._attend_own(layer, queries, KeysValues(keys, values))
+            attended = self._attend_own(layer, queries, KeysValues(keys, values), _nothing)
             return Attended(*map(link.pinned, attended))
 
         own, shared = link.beside(Lane.ATTENTION, attend), [*self._shared(layer, q)]
@@ -100,9 +106,16 @@ class DecodeMicroBatch:
 
         return finish
 
-    def _attend_own(self, layer: int, q: Tensor, new: KeysValues) -> Attended:
+    def _attend_own(
+        self, layer: int, q: Tensor, new: KeysValues, next_read: Callable[[], None]
+    ) -> Attended:
         """Attention to what each sequence has of its own, where that is."""
-        return _join(pool.attend(layer, q[rows], new.rows(rows)) for pool, rows in self._pools)
+        parts = []
+        for index, (pool, rows) in enumerate(self._pools):
+            if index:
+                next_read()
+            parts.append(pool.attend(layer, q[rows], new.rows(rows)))
+        return _join(parts)
 
     def _shared(self, layer: int, q: Tensor) -> Iterator[tuple[slice | Tensor, Attended]]:
         """Attention to what several sequences share, with the rows of these."""
@@ -133,13 +146,28 @@ class DecodeMicroBatch:
             _merge_rows_(total, readers, part)
         return total
 
-    def begin_read(self, layer: int) -> int:
-        """Begin to read, for all that is attended to in a layer, what is not in memory.
+    @property
+    def num_reads(self) -> int:
+        """Reads in a layer: one of each pool, and one of what is shared; or one of all."""
+        if not self._model.reads_one_by_one:
+            return 1
+        return len(self._pools) + bool(self._readings)
+
+    def begin_read(self, layer: int, number: int) -> int:
+        """Begin to read what is attended to in a layer and is not in memory.
 
         Returns the bytes of memory that this takes.
         """
-        pools = sum(pool.begin_read(layer) for pool, _ in self._pools)
-        return pools + sum(self._shared_reads.begin(cache, layer) for cache, _ in self._readings)
+        pools, readings = self._pools, self._readings
+        if self._model.reads_one_by_one:
+            own = number < len(pools)
+            pools, readings = (pools[number : number + 1], []) if own else ([], readings)
+        begun = sum(pool.begin_read(layer) for pool, _ in pools)
+        return begun + sum(self._shared_reads.begin(cache, layer) for cache, _ in readings)
+
+
+def _nothing() -> None:
+    """Do as `next_read` where all is one read."""
 
 
 def _stored(segment: Segment) -> SegmentCache:

@@ -218,7 +218,11 @@ class BlockExecutor:
         shared_reads = SharedReads(self._model.spec.max_positions)
         decode = [
             DecodeMicroBatch(pools, self._model, shared_reads)
-            for pools in group(self._pools, self.policy.micro_batch_size)
+            for pools in group(
+                self._pools,
+                self.policy.micro_batch_size,
+                at_once=not self._model.reads_one_by_one,
+            )
         ]
         prefill = [micro_batch for _, block in blocks for micro_batch in block.micro_batches]
         model_pass = ModelPass(self._model, [*prefill, *decode], self.policy.activations)

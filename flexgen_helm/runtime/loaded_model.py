@@ -85,6 +85,16 @@ class Model:
         return self.link is not None and self.attention_on_host and dense
 
     @property
+    def reads_one_by_one(self) -> bool:
+        """Whether pools of a micro-batch in decode are read, and attended to, one after another.
+
+        A device multiplies with few rows as fast as with many: what is read at once, which takes
+        its memory, should not say how many there are.
+        """
+        dense = self.compression.attention_percent is None
+        return self.link is not None and not self.attention_on_host and dense
+
+    @property
     def attention_device(self) -> torch.device:
         """Where sequences in decode attend to their own keys and values."""
         return torch.device("cpu") if self.attention_on_host else self.device

@@ -72,19 +72,22 @@ class Loader:
             cache_tiers=[] if on_device else place_cache(spec.num_layers, policy.cache),
             attention_on_host=policy.attention == "host",
             spill=self._spill(arrangement, link, waiting) if policy.spills else None,
-            spilled_at_once=policy.spilled_at_once(spec.num_layers),
+            spilled_at_once=policy.spilled_at_once(spec.num_layers, linked=link is not None),
             link=link,
             waiting=waiting,
         )
 
     def _spill(self, arrangement: Arrangement, link: Link | None, waiting: Waiting) -> Spill:
-        spec, on_disk = self.setup.spec, self.budget.on(Tier.DISK)
+        on_disk = self.budget.on(Tier.DISK)
+        at_once = arrangement.policy.spilled_at_once(
+            self.setup.spec.num_layers, linked=link is not None
+        )
         limit = None if on_disk is None else on_disk - arrangement.memory.weights_on_disk
         return Spill(
             self.offload_dir,
             overlap=arrangement.policy.overlap,
             limit_bytes=limit,
-            memory_bytes=spill_memory(arrangement.policy.spilled_at_once(spec.num_layers)),
+            memory_bytes=spill_memory(at_once),
             waiting=waiting,
             make_buffer=aligned_buffer if link is None else link.buffer,
         )

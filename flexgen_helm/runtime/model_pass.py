@@ -19,11 +19,8 @@ from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.prefill import PrefillMicroBatch
 from flexgen_helm.runtime.read_ahead import ReadAhead
 from flexgen_helm.runtime.schedule import Half, Turn, block_schedule, turns_of_pass
-from flexgen_helm.specs.chunks import READS_IN_MEMORY
+from flexgen_helm.specs.chunks import LINKED_READS_IN_MEMORY, READS_BEHIND, READS_IN_MEMORY
 from flexgen_helm.specs.placement import Placement
-
-TURNS_AHEAD = 2
-"""That a device is given before it has come to their end: enough for it never to wait."""
 
 MicroBatch = PrefillMicroBatch | DecodeMicroBatch
 
@@ -33,6 +30,13 @@ class _Begun(NamedTuple):
 
     hidden: Tensor
     attention: Callable[[], Tensor]
+
+
+class _Read(NamedTuple):
+    """A read of a turn."""
+
+    turn: Turn
+    number: int
 
 
 class ModelPass:
@@ -52,10 +56,11 @@ class ModelPass:
         self._activations = Activations(placement, model.device, model.spill, model.link)
         self._begun: dict[int, _Begun] = {}
         self._marks: deque[Mark] = deque()
-        """Behind turns that were given to the device."""
-        most_rows = max((len(mb.token_ids) for mb in micro_batches), default=0)
-        self._packed = model.multiplies_packed and most_rows <= kernels.FEW_ROWS
-        """Whether weights stay as they are stored, as few rows are multiplied with them."""
+        """Behind reads whose use was given to the device."""
+        num_rows = sum(len(mb.token_ids) for mb in micro_batches)
+        self._packed = model.multiplies_packed and num_rows <= kernels.FEW_ROWS
+        """Whether weights stay as they are stored, as few rows are multiplied with them. What is
+        dequantized serves all micro-batches: it is for rows of the pass, whatever each has."""
 
     def run(self, blocks: Sequence[Block]) -> list[Tensor]:
         """Return, per micro-batch, last hidden states of the rows that are needed.
@@ -70,19 +75,26 @@ class ModelPass:
             hidden = opt.embed(model.spec, part, mb.token_ids, mb.positions)
             self._activations.put(index, hidden)
         read_ahead = ReadAhead(
-            self._turns(),
-            lambda turn: micro_batches[turn.micro_batch].begin_read(turn.layer),
-            most_bytes=READS_IN_MEMORY * model.spilled_at_once,
+            self._reads(),
+            lambda read: micro_batches[read.turn.micro_batch].begin_read(
+                read.turn.layer, read.number
+            ),
+            most_bytes=self._read_bytes,
         )
+
+        def begin_read() -> None:
+            self._wait_for_device()
+            read_ahead.advance()
+
         outputs = []
         for step in block_schedule(num_layers, len(micro_batches), apart=model.attends_apart):
             if step.begins_layer:
                 del part  # its memory may be needed for the next one
                 part = model.weights.fetch(layer_part(step.layer), packed=self._packed)
             if step.half is Half.PROJECT:
-                self._wait_for_device()
-                read_ahead.advance()
-                self._project(part, Turn(step.layer, step.micro_batch), step.following)
+                begin_read()
+                turn = Turn(step.layer, step.micro_batch)
+                self._project(part, turn, step.following, begin_read)
             elif step.layer < num_layers - 1:
                 self._activations.put(step.micro_batch, self._finish(part, step.micro_batch))
             else:
@@ -92,23 +104,35 @@ class ModelPass:
                     block.end_layer(step.layer)
         return outputs
 
+    @property
+    def _read_bytes(self) -> int:
+        """What is read may take so much memory when the next read begins."""
+        reads = READS_IN_MEMORY
+        if self._model.link is not None:
+            reads = LINKED_READS_IN_MEMORY - 2 * READS_BEHIND
+        return reads * self._model.spilled_at_once
+
     def _wait_for_device(self) -> None:
         """Let the device come close: what is ahead of it takes memory."""
         if self._model.link is None:
             return
         self._marks.append(self._model.link.mark())
-        if len(self._marks) > TURNS_AHEAD:
+        if len(self._marks) > READS_BEHIND:
             self._marks.popleft().wait()
 
-    def _project(self, part: Part, turn: Turn, following: Turn | None) -> None:
-        """Compute what attention begins with, and begin it."""
+    def _project(
+        self, part: Part, turn: Turn, following: Turn | None, next_read: Callable[[], None]
+    ) -> None:
+        """Compute what attention begins with, and begin it; it tells of reads behind the first."""
         model, micro_batch = self._model, self._micro_batches[turn.micro_batch]
         hidden = self._activations.take(turn.micro_batch)
         if following is not None:
             self._activations.begin_take(following.micro_batch)
         projected = opt.project(model.spec, part, hidden)
         last = turn.layer == model.spec.num_layers - 1
-        attention = micro_batch.begin_attention(turn.layer, *projected, last=last)
+        attention = micro_batch.begin_attention(
+            turn.layer, *projected, last=last, next_read=next_read
+        )
         if last and micro_batch.needed is not None:
             # Of the others the last layer needs keys and values alone.
             hidden = hidden[micro_batch.needed]
@@ -118,6 +142,12 @@ class ModelPass:
         """Compute hidden states of what was attended to."""
         hidden, attention = self._begun.pop(index)
         return opt.finish(self._model.spec, part, hidden, attention())
+
+    def _reads(self) -> Iterator[_Read]:
+        """Reads of all turns, in the order in which what they bring is attended to."""
+        for turn in self._turns():
+            for number in range(self._micro_batches[turn.micro_batch].num_reads):
+                yield _Read(turn, number)
 
     def _turns(self) -> Iterator[Turn]:
         """Turns of the pass, and the first of the next, as far as they are known.

@@ -284,11 +284,17 @@ def repack(pools: Iterable[Pool], size: int) -> list[Pool]:
     return repacked
 
 
-def group(pools: Sequence_[Pool], size: int) -> list[list[Pool]]:
-    """Divide pools into micro-batches of at most `size` sequences, one pool at least."""
+def group(pools: Sequence_[Pool], size: int, *, at_once: bool) -> list[list[Pool]]:
+    """Divide pools into micro-batches of at most `size` sequences, one pool at least.
+
+    Args:
+        pools: in any order.
+        size: sequences.
+        at_once: whether all keys, or values, of a micro-batch in a layer are read at once.
+    """
     groups: list[list[Pool]] = []
     for pool in pools:
-        if not groups or not _fit([*groups[-1], pool], size):
+        if not groups or not _fit([*groups[-1], pool], size, at_once=at_once):
             groups.append([])
         groups[-1].append(pool)
     return groups
@@ -318,10 +324,12 @@ def _equal_share(positions: int, most: float) -> float:
     return most if math.isinf(most) else positions / max(1, math.ceil(positions / most))
 
 
-def _fit(pools: Sequence_[Pool], size: int) -> bool:
+def _fit(pools: Sequence_[Pool], size: int, *, at_once: bool = True) -> bool:
     """Whether pools may pass through a layer together."""
+    if sum(len(pool.members) for pool in pools) > size:
+        return False
     positions = sum(len(pool.members) * pool.capacity for pool in pools)
-    return sum(len(pool.members) for pool in pools) <= size and positions <= pools[0].most_positions
+    return not at_once or positions <= pools[0].most_positions
 
 
 def _joins(one: Pool, other: Pool, size: int) -> bool:

@@ -88,8 +88,16 @@ class PrefillMicroBatch:
         ]
         self._few_needed = all(chains.most_needed <= MOST_NEEDED for chains in self._chains)
 
+    num_reads = 1
+
     def begin_attention(
-        self, layer: int, queries: Tensor, new: KeysValues, *, last: bool
+        self,
+        layer: int,
+        queries: Tensor,
+        new: KeysValues,
+        *,
+        last: bool,
+        next_read: Callable[[], None],  # noqa: ARG002 - there is none
     ) -> Callable[[], Tensor]:
         """Attend to all a row sees, [n, e] -> [n, e]; stores keys and values for later.
 
@@ -117,7 +125,7 @@ class PrefillMicroBatch:
         self._read(layer, self._needed_readings, q, total)
         return total.values.flatten(1)
 
-    def begin_read(self, layer: int) -> int:  # noqa: ARG002
+    def begin_read(self, layer: int, number: int) -> int:  # noqa: ARG002
         """Do nothing: all that is attended to is in memory."""
         return 0
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
 
-from flexgen_helm.runtime.schedule import Turn
+Turn = TypeVar("Turn")
+"""What reads belong to: a turn of the schedule, or a part of it."""
 
 
-class ReadAhead:
+class ReadAhead(Generic[Turn]):
     """Begins reads in the order of turns, as far ahead as there is memory for.
 
     The disk is asked in bursts: for the weights of a layer, then for little. One turn ahead would

@@ -22,6 +22,10 @@ MOST_SPILLED_AT_ONCE = 32 << 20
 """Bytes of keys, or of values, of a layer that are read from disk at once, at most: enough for the
 disk, and a few of them are in memory at a time."""
 
+MOST_LINKED_AT_ONCE = 64 << 20
+"""The same of what is brought to a device with memory of its own: enough for a copy to take longer
+than it takes to tell the device what to do with it."""
+
 LEAST_SPILLED_AT_ONCE = 4 << 20
 """With less the disk would not be busy."""
 
@@ -34,12 +38,22 @@ READS_IN_MEMORY = 6
 that were begun before their turn comes, enough for the disk to be busy while those computed on
 take longer than theirs took to read."""
 
+READS_BEHIND = 2
+"""Reads whose use a device is given before it has come to its end: enough for it never to wait."""
+
+LINKED_READS_IN_MEMORY = 2 * (READS_BEHIND + 2)
+"""The same of a device's memory: keys and values of those, of the one that has come and of the next
+one, whose copies are given to the link as long before."""
+
 REUSED_BYTES = 32 << 20
 """Blocks of memory up to this size are used again on a CPU, and not given back to the system: the
 largest value every glibc accepts; activations of a micro-batch mostly stay below."""
 
 LOADS_IN_FLIGHT = 4
 """Keys, or values, of a layer that are brought to a GPU at once, where they come from the disk."""
+
+STORES_IN_FLIGHT = 8
+"""Keys, or values, of a micro-batch on their way to where the host keeps them."""
 
 RUN_LEN = 16
 """Positions after prefill that are on disk one by one until they are put in order as a run: enough
@@ -58,17 +72,19 @@ LEAST_FILLED = 0.8
 """Sequences share a pool if the shortest needs at least this part of the longest one's capacity."""
 
 
-def spilled_at_once(cache_bytes: int | None, num_layers: int) -> int:
-    """Return the bytes of keys, or of values, of a layer that are read from disk at once.
+def spilled_at_once(cache_bytes: int | None, num_layers: int, *, linked: bool) -> int:
+    """Return the bytes of keys, or of values, of a layer that are read from elsewhere at once.
 
     Args:
         cache_bytes: of the whole KV cache, at most; `None` if it has no limit.
         num_layers: it is divided into.
+        linked: whether to a device with memory of its own.
     """
+    most = MOST_LINKED_AT_ONCE if linked else MOST_SPILLED_AT_ONCE
     if cache_bytes is None:
-        return MOST_SPILLED_AT_ONCE
+        return most
     part = cache_bytes // (2 * num_layers * SPILLED_PARTS)
-    return min(MOST_SPILLED_AT_ONCE, max(LEAST_SPILLED_AT_ONCE, part))
+    return min(most, max(LEAST_SPILLED_AT_ONCE, part))
 
 
 def spill_memory(at_once: int = MOST_SPILLED_AT_ONCE) -> int:

@@ -74,9 +74,9 @@ class Policy:
         """Whether anything beside weights is on disk."""
         return self.cache.disk > 0 or self.activations.disk > 0
 
-    def spilled_at_once(self, num_layers: int) -> int:
-        """Bytes of keys, or of values, of a layer that are read from disk at once."""
-        return spilled_at_once(self.cache_bytes, num_layers)
+    def spilled_at_once(self, num_layers: int, *, linked: bool) -> int:
+        """Bytes of keys, or of values, of a layer that are read at once; see `chunks`."""
+        return spilled_at_once(self.cache_bytes, num_layers, linked=linked)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Policy:

@@ -26,7 +26,7 @@ def matchings(draw):
 @given(matching=matchings(), by_run=st.booleans())
 def test_each_row_has_its_cell(matching, by_run):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_cells, "MIN_RUN_LEN", 0 if by_run else 10**9)
+        patch.setattr(row_cells, "MIN_RUN_LEN", {"cpu": 0 if by_run else 10**9})
         mapping = RowCells(*np.array(matching).reshape(-1, 3).T, CPU)
     packed = torch.arange(1, NUM_ROWS + 1.0)[:, None]
     cells = torch.zeros(NUM_SLOTS, NUM_POSITIONS, 1)

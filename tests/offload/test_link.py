@@ -1,13 +1,11 @@
-import gc
 import threading
+import time
 
-import pytest
 import torch
 
-from flexgen_helm.errors import BudgetError
-from flexgen_helm.offload import link
 from flexgen_helm.offload.link import Beside, Lane, link_to
 from flexgen_helm.offload.waiting import Waiting
+from flexgen_helm.specs.chunks import STORES_IN_FLIGHT
 
 
 def test_one_memory_has_no_link():
@@ -27,37 +25,21 @@ def test_what_threads_do_is_in_order_but_for_the_cache():
     assert sorted(wait.result() for wait in together) == [0, 1]
 
 
-class Runtime:
-    """What there is to register memory with."""
+def test_whoever_stores_much_waits():
+    beside, go_on, submitted = Beside(Waiting()), threading.Event(), []
 
-    def __init__(self, code):
-        self.code, self.registered = code, {}
+    def submit():
+        for number in range(STORES_IN_FLIGHT + 1):
+            beside.submit(Lane.STORE, lambda: go_on.wait(5))
+            submitted.append(number)
 
-    def cudaHostRegister(self, address, num_bytes, _):  # noqa: N802 - as CUDA calls it
-        self.registered[address] = num_bytes
-        return self.code
-
-    def cudaHostUnregister(self, address):  # noqa: N802
-        del self.registered[address]
-
-
-def test_pinned_memory_is_registered_as_long_as_a_tensor_has_it(monkeypatch):
-    runtime = Runtime(0)
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    buffer = torch.frombuffer(link._PinnedMemory(8192), dtype=torch.uint8)
-    part = buffer[4096:]
-    assert runtime.registered == {buffer.data_ptr(): 8192}
-    assert not buffer.any()
-    del buffer
-    gc.collect()
-    part.fill_(1)
-    assert runtime.registered
-    del part
-    gc.collect()
-    assert not runtime.registered
-
-
-def test_memory_that_cannot_be_pinned_is_an_error(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: Runtime(2))
-    with pytest.raises(BudgetError, match="8192 bytes of the host's memory cannot be pinned"):
-        link._PinnedMemory(8192)
+    thread = threading.Thread(target=submit)
+    thread.start()
+    while len(submitted) < STORES_IN_FLIGHT:
+        time.sleep(0.001)
+    thread.join(0.05)
+    assert len(submitted) == STORES_IN_FLIGHT
+    go_on.set()
+    thread.join(5)
+    assert len(submitted) == STORES_IN_FLIGHT + 1
+    beside.close()

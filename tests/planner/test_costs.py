@@ -39,6 +39,12 @@ def constant(linear):
     return linear.constant
 
 
+def cached_on(tier, linear):
+    """With all of the cache on a tier, and nothing else that matters."""
+    assert {placed for placed, _ in linear.slopes} <= {"cache"}
+    return linear.at({("cache", other): float(other is tier) for other in Tier})
+
+
 def slope(linear, placed, tier):
     assert linear.constant == 0
     return linear.slopes.get((placed, tier), 0.0)
@@ -115,10 +121,12 @@ def test_attention_in_decode():
     ones are read in products."""
     attended = DECODE_TOKENS * 211
     found = terms("decode", Resource.COMPUTE)
-    assert constant(found["attention"]) == pytest.approx(attended * CACHED_BYTES / 1e11)
+    seconds = attended * CACHED_BYTES / 1e11
+    assert cached_on(Tier.DEVICE, found["attention"]) == pytest.approx(seconds)
     assert constant(found["shared attention"]) == 0
     found = terms("decode", Resource.COMPUTE, unique_ratio=0.25)
-    assert constant(found["attention"]) == pytest.approx(DECODE_TOKENS * 61 * CACHED_BYTES / 1e11)
+    seconds = DECODE_TOKENS * 61 * CACHED_BYTES / 1e11
+    assert cached_on(Tier.HOST, found["attention"]) == pytest.approx(seconds)
     shared = 4 * DECODE_TOKENS * 150 * 1000 * 10
     assert constant(found["shared attention"]) == pytest.approx(shared / 1e11)
 
@@ -127,20 +135,34 @@ def test_room_for_tokens_to_come_is_read_in_memory():
     """Half of what a pool grows by, if there are many; none of it on disk, or by upstream."""
     found = terms("decode", Resource.COMPUTE, new_tokens=201)["attention"]
     tokens = 20 * DECODE_TOKENS
-    assert constant(found) == pytest.approx(tokens * (300.5 + 32) * CACHED_BYTES / 1e11)
-    on_disk = replace(SHAPE, cache_on_disk=True)
-    for others in ({"shape": on_disk}, {"execution": UPSTREAM}):
-        found = terms("decode", Resource.COMPUTE, **others)["attention"]
-        assert constant(found) == pytest.approx(DECODE_TOKENS * 205.5 * CACHED_BYTES / 1e11)
+    for tier, attended in [(Tier.DEVICE, 332.5), (Tier.HOST, 332.5), (Tier.DISK, 300.5)]:
+        seconds = tokens * attended * CACHED_BYTES / 1e11
+        assert cached_on(tier, found) == pytest.approx(seconds)
+    found = terms("decode", Resource.COMPUTE, execution=UPSTREAM)["attention"]
+    assert constant(found) == pytest.approx(DECODE_TOKENS * 205.5 * CACHED_BYTES / 1e11)
 
 
 def test_attention_on_the_host_keeps_the_cache_there():
     on_host = replace(SHAPE, attention="host")
     seconds = DECODE_TOKENS * 211 * CACHED_BYTES / 1e10
-    assert constant(terms("decode", Resource.COMPUTE, shape=on_host)["attention"]) == seconds
+    found = terms("decode", Resource.COMPUTE, shape=on_host)["attention"]
+    assert cached_on(Tier.HOST, found) == pytest.approx(seconds)
     found = terms("decode", Resource.TO_DEVICE, shape=on_host)
-    assert constant(found["attention on the host"]) == seconds
+    assert cached_on(Tier.HOST, found["attention on the host"]) == pytest.approx(seconds)
     assert constant(found["cache"]) == 0
+
+
+def test_rows_that_are_read_one_after_another_are_multiplied_together():
+    """Where the cache is in the device's own memory, those on disk are multiplied as they are read.
+
+    Keys of a sequence take 422 kB in a layer, of which 5.25 MB are read at once: an eightieth of
+    the cache. Those of 50 sequences are read in five parts.
+    """
+    on_disk = replace(SHAPE, cache_on_disk=True, cached_tokens=10_500)
+    for hardware, rows in ((GPU, 25), (CPU, 10)):
+        found = terms("decode", Resource.COMPUTE, hardware=hardware, shape=on_disk)["steps"]
+        micro_batches = 2 * 10 * 50 / rows
+        assert constant(found) == pytest.approx(micro_batches * 10 * hardware.step_s)
 
 
 def test_quantization():
@@ -150,7 +172,7 @@ def test_quantization():
     found = terms("decode", Resource.COMPUTE, label="w4-kv4")
     assert constant(found["dequantized weights"]) == pytest.approx(2 * 10 * PARAMETERS / 1e10)
     read = DECODE_TOKENS * 211 * 20_000
-    assert constant(found["dequantized cache"]) == pytest.approx(read / 1e10)
+    assert cached_on(Tier.DEVICE, found["dequantized cache"]) == pytest.approx(read / 1e10)
     # Upstream dequantizes for each of the two micro-batches.
     found = terms("decode", Resource.COMPUTE, label="w4", execution=UPSTREAM)
     assert constant(found["dequantized weights"]) == pytest.approx(2 * 2 * 10 * PARAMETERS / 1e10)
@@ -188,7 +210,7 @@ def test_what_is_elsewhere_passes_the_link(tier):
     weights = 2 * PARAMETERS
     found = terms("decode", Resource.TO_DEVICE)
     assert slope(found["weights"], "weights", tier) == pytest.approx(2 * 10 * weights / 1e10)
-    attended = DECODE_TOKENS * 211 * CACHED_BYTES
+    attended = {Tier.HOST: 211, Tier.DISK: 205.5}[tier] * DECODE_TOKENS * CACHED_BYTES
     assert slope(found["cache"], "cache", tier) == pytest.approx(attended / 1e10)
     hidden = DECODE_TOKENS * HIDDEN_BYTES
     assert slope(found["activations"], "activations", tier) == pytest.approx(hidden / 1e10)

@@ -134,12 +134,12 @@ def test_what_is_on_the_device_needs_no_staging():
 
 
 def test_what_comes_to_a_device_of_its_own_is_staged_there():
-    """Two layers of weights; of keys and values six reads."""
+    """Two layers of weights; of keys and values four reads of both."""
     policy = Policy(weights=Placement(host=0.5, disk=0.5), cache=Placement(host=1))
     terms = fixed_terms(setup(unified=False), policy)
     assert terms["staging buffers"][Tier.DEVICE] == 2 * LAYER_BYTES
     assert terms["staging buffers"][Tier.HOST] < 2 * LAYER_BYTES
-    assert terms["cache on its way to the device"] == {Tier.DEVICE: 6 * 32 * 2**20}
+    assert terms["cache on its way to the device"] == {Tier.DEVICE: 2 * 4 * 64 * 2**20}
 
 
 def test_what_the_host_attends_to_stays_there():

@@ -87,6 +87,7 @@ def test_a_budget_is_never_exceeded(checkpoint, tmp_path):
 
 
 @on_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 @pytest.mark.parametrize("placement", ["host", "all tiers"])
 def test_no_step_waits_for_the_device(checkpoint, placement, tmp_path, monkeypatch):
     """Between fetching the embeddings and the end of a pass, nothing asks CUDA to wait."""

@@ -7,6 +7,7 @@ import pytest
 from flexgen_helm import Policy
 from flexgen_helm.offload.link import Lane
 from flexgen_helm.runtime import loader
+from flexgen_helm.specs import policy as policy_module
 from flexgen_helm.specs.placement import Placement
 from tests.offload.fake_link import FakeLink
 from tests.runtime.test_offloading import PLACEMENTS, POLICIES, assert_equal, run
@@ -57,3 +58,19 @@ def test_a_layer_passes_the_link_once_a_pass(checkpoint, links, tmp_path):
     longest = max(len(c.token_ids) for result in results for c in result.completions)
     assert passes >= longest
     assert passes <= longest + 2, "one ahead, and blocks of prompts that do not fit a pass"
+
+
+@pytest.mark.parametrize("tier", ["host", "disk"])
+def test_products_have_all_rows_however_little_is_read_at_once(
+    checkpoint, tier, links, tmp_path, monkeypatch
+):
+    """Pools of one sequence each, read one after another."""
+    expected = run(checkpoint, "w4-kv4-g32", Policy())
+    monkeypatch.setattr(policy_module, "spilled_at_once", lambda *_, **__: 1)
+    policy = Policy(cache=PLACEMENTS[tier])
+    results = run(checkpoint, "w4-kv4-g32", policy, offload_dir=tmp_path)
+    assert_equal(results, expected)
+    products, as_many = (
+        sum(result.statistics.decode_products for result in each) for each in (results, expected)
+    )
+    assert products == pytest.approx(as_many)

@@ -161,4 +161,10 @@ def test_micro_batches_are_filled_with_whole_pools(sizes, most, groups):
     pools = [
         SimpleNamespace(members=[None] * size, capacity=9, most_positions=most) for size in sizes
     ]
-    assert [[len(pool.members) for pool in part] for part in group(pools, 4)] == groups
+    made = group(pools, 4, at_once=True)
+    assert [[len(pool.members) for pool in part] for part in made] == groups
+
+
+def test_pools_read_one_by_one_are_in_one_micro_batch():
+    pools = [SimpleNamespace(members=[None], capacity=9, most_positions=9) for _ in range(5)]
+    assert [len(part) for part in group(pools, 4, at_once=False)] == [4, 1]

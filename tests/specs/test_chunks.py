@@ -2,6 +2,7 @@ import pytest
 
 from flexgen_helm.specs.chunks import (
     LEAST_SPILLED_AT_ONCE,
+    MOST_LINKED_AT_ONCE,
     MOST_SPILLED_AT_ONCE,
     WRITES_IN_FLIGHT,
     spill_memory,
@@ -22,8 +23,13 @@ MB = 1 << 20
     ],
 )
 def test_a_small_cache_is_read_in_small_parts(cache_bytes, at_once):
-    assert spilled_at_once(cache_bytes, 24) == at_once
-    assert Policy(cache_bytes=cache_bytes).spilled_at_once(24) == at_once
+    assert spilled_at_once(cache_bytes, 24, linked=False) == at_once
+    assert Policy(cache_bytes=cache_bytes).spilled_at_once(24, linked=False) == at_once
+
+
+def test_more_is_brought_to_a_device_at_once():
+    assert spilled_at_once(None, 24, linked=True) == MOST_LINKED_AT_ONCE
+    assert spilled_at_once(2 * 24 * 4 * 8 * MB, 24, linked=True) == 8 * MB
 
 
 def test_a_pool_that_is_packed_anew_takes_no_more_than_reads_do():
