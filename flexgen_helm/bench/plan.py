@@ -38,7 +38,7 @@ LONG_WORKLOAD = 2000
 
 ON_DISK: Mapping[str, float] = {"disk": 1.0}
 
-CLOSE = (1.15, 1.12, 1.09, 1.06)
+CLOSE = (1.15, 1.12, 1.09, *[1.06] * 6)
 """Policies of the sweep whose median is up to so many times the best one's are measured again, in
 one round after another: the more often they were, the less is chance."""
 

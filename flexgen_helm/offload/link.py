@@ -23,6 +23,9 @@ from flexgen_helm.specs.chunks import LOADS_IN_FLIGHT, STORES_IN_FLIGHT
 
 T = TypeVar("T")
 
+OWN_PINNED_BYTES = 16 << 20
+"""From so many on, memory of the host is pinned by us: PyTorch takes ten times as long."""
+
 
 class Lane(Enum):
     """Copies that wait for each other, and for no others."""
@@ -174,6 +177,7 @@ class CudaLink:
         self._pinned = PinnedPool()
         self._lock = threading.Lock()
         self._stalls: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._held: deque[tuple[Tensor, torch.cuda.Event]] = deque()
 
     def buffer(self, num_bytes: int) -> Tensor:
         """See `Link.buffer`.
@@ -208,9 +212,7 @@ class CudaLink:
         stream = self._streams[lane]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            copy = into
-            if copy is None:
-                copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            copy = self._pinned_like(source) if into is None else into
             copy.copy_(source, non_blocking=True)
         source.record_stream(stream)
         return self._transit(copy, source, lane)
@@ -229,11 +231,30 @@ class CudaLink:
 
     def close(self) -> None:
         self._beside.close()
+        while self._held:
+            _, copied = self._held.popleft()
+            copied.synchronize()
+
+    def hold(self, source: Tensor, copied: torch.cuda.Event) -> None:
+        """Keep what is copied to the device until it has been: its memory may be lent again."""
+        with self._lock:
+            self._held.append((source, copied))
+            while self._held and self._held[0][1].query():
+                self._held.popleft()
 
     def note_stall(self, before: torch.cuda.Event, after: torch.cuda.Event) -> None:
         """Take the events around a wait of the device."""
         with self._lock:
             self._stalls.append((before, after))
+
+    def _pinned_like(self, source: Tensor) -> Tensor:
+        """Return memory of the host for a copy, for a short time."""
+        if source.nbytes < OWN_PINNED_BYTES:
+            return torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+        # Of few sizes, so that it is lent again.
+        num_bytes = -(-source.nbytes // OWN_PINNED_BYTES) * OWN_PINNED_BYTES
+        memory = self._pinned.lend(num_bytes, zeros=False)[: source.nbytes]
+        return memory.view(source.dtype).view(source.shape)
 
     def _transit(self, copy: Tensor, source: Tensor, lane: Lane) -> _CudaTransit:
         with self._lock:
@@ -270,6 +291,7 @@ class _CudaTransit:
         after.record(compute)
         self._link.note_stall(before, after)
         self._copy.record_stream(compute)
+        self._link.hold(self._source, self._done)
         return self._copy
 
     def wait(self) -> Tensor:

@@ -38,8 +38,12 @@ class PinnedPool:
         """Pinned at present."""
         return self._free_bytes + self._lent_bytes
 
-    def lend(self, num_bytes: int) -> Tensor:
-        """Return zeros, uint8, at least so many; they come back when no tensor has them any more.
+    def lend(self, num_bytes: int, *, zeros: bool = True) -> Tensor:
+        """Return uint8, at least so many; they come back when no tensor has them any more.
+
+        Args:
+            num_bytes: how many.
+            zeros: whether they have to be 0.
 
         Raises:
             BudgetError: the system does not let so much memory be pinned.
@@ -61,7 +65,7 @@ class PinnedPool:
         numbers = np.frombuffer(memory, dtype=np.uint8)
         weakref.finalize(numbers, self._take_back, memory, size).atexit = False
         lent = torch.from_numpy(numbers)
-        return lent if new else lent.zero_()
+        return lent.zero_() if zeros and not new else lent
 
     def _take_back(self, memory: _PinnedMemory, size: int) -> None:
         with self._lock:

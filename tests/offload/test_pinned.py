@@ -60,6 +60,13 @@ def test_what_comes_back_is_lent_again_as_zeros(runtime):
     assert len(runtime.registered) == 2
 
 
+def test_what_need_not_be_zeros_is_lent_as_it_is(runtime):
+    pool = PinnedPool()
+    pool.lend(PAGE).fill_(1)
+    gc.collect()
+    assert pool.lend(PAGE, zeros=False).all()
+
+
 def test_what_is_lent_outlives_the_pool(runtime):
     buffer = PinnedPool().lend(PAGE)
     gc.collect()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flexgen_helm import Engine, GenerationRequest, MemoryBudget, Policy, SamplingParams
-from flexgen_helm.offload.link import CudaLink, Lane
+from flexgen_helm.offload.link import OWN_PINNED_BYTES, CudaLink, Lane
 from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.runtime.device_cap import cap_device_memory
 from tests.conftest import NEEDS_GPU
@@ -121,6 +121,17 @@ def test_copies_of_a_link():
     link.settle()
     assert waiting.so_far.link_s >= 0
     assert sum(link.copied.values()) == 3 << 20
+    link.close()
+
+
+@on_gpu
+def test_memory_is_not_lent_again_while_it_is_copied():
+    """Large copies down and up again, one after another, nobody waiting for any."""
+    link = CudaLink(CUDA, Waiting())
+    numbers = [torch.full((OWN_PINNED_BYTES,), n, dtype=torch.uint8, device=CUDA) for n in range(9)]
+    ups = [link.down(tensor).back(Lane.CACHE).use() for tensor in numbers]
+    for tensor, up in zip(numbers, ups, strict=True):
+        assert torch.equal(tensor, up)
     link.close()
 
 
