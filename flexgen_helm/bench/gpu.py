@@ -8,7 +8,8 @@
    share, beside the same requests padded to the paper's lengths, which share nothing.
 
 Everything runs in processes of its own, one after another, as long as there is time: what did not
-come to its turn, or to its end, is in the report without figures.
+come to its turn, or to its end, is in the report without figures. First comes what the benchmark is
+about: the first model with ours and with upstream's first policy, then the sub-scenarios.
 """
 
 from __future__ import annotations
@@ -271,32 +272,45 @@ def _in_short(row: GpuRow) -> Row:
 
 
 def trials(plan: Plan, *, host_bytes: int) -> Iterator[Trial]:
-    """Yield what a plan measures: of each model first ours, then what it is compared with.
+    """Yield what a plan measures, what it is about most first, as the time may run out.
 
     Args:
         plan: what is wanted.
         host_bytes: memory of the host, in which upstream has its cache.
     """
-    if THROUGHPUT in plan.stages:
-        for model in plan.models:
-            yield from _throughput_trials(plan, model, host_bytes)
+    models = plan.models if THROUGHPUT in plan.stages else ()
+    found = {model: _throughput_trials(plan, model, host_bytes) for model in models}
+    for model in models[:1]:
+        yield from found[model][OURS][:1] + found[model][UPSTREAM][:1]
     if HELM in plan.stages:
-        for setting, requests in (
-            ("shared prefixes", [*helm_requests(plan.helm_share)]),
-            ("padded", [*padded_requests(plan.helm_share)]),
-        ):
-            yield Trial(
-                stage=HELM,
-                system=OURS,
-                setting=setting,
-                model=plan.helm_model,
-                requests=requests,
-                compression=plan.compressions[0],
-                cap_bytes=plan.cap_bytes,
-            )
+        yield from _helm_trials(plan)
+    for model in models[:1]:
+        yield from found[model][UPSTREAM][1:]
+    for model in models[1:]:
+        yield from found[model][OURS][:1] + found[model][UPSTREAM]
+    for model in models:
+        yield from found[model][OURS][1:] + found[model][ACCELERATE]
 
 
-def _throughput_trials(plan: Plan, model: str, host_bytes: int) -> Iterator[Trial]:
+def _helm_trials(plan: Plan) -> Iterator[Trial]:
+    for setting, requests in (
+        ("shared prefixes", [*helm_requests(plan.helm_share)]),
+        ("padded", [*padded_requests(plan.helm_share)]),
+    ):
+        yield Trial(
+            stage=HELM,
+            system=OURS,
+            setting=setting,
+            model=plan.helm_model,
+            requests=requests,
+            compression=plan.compressions[0],
+            cap_bytes=plan.cap_bytes,
+        )
+
+
+def _throughput_trials(plan: Plan, model: str, host_bytes: int) -> dict[str, list[Trial]]:
+    """Those of a model, by system."""
+
     def trial(system: str, setting: str, batch: int, **others: Any) -> Trial:
         requests = Requests(
             name=str(plan.workload),
@@ -316,13 +330,17 @@ def _throughput_trials(plan: Plan, model: str, host_bytes: int) -> Iterator[Tria
             **others,
         )
 
-    for label in plan.compressions:
-        yield trial(OURS, label, plan.batch, compression=label)
+    found: dict[str, list[Trial]] = {
+        OURS: [trial(OURS, label, plan.batch, compression=label) for label in plan.compressions],
+        UPSTREAM: [],
+        ACCELERATE: [],
+    }
     if UPSTREAM in plan.peers:
-        for policy in published_policies(model, plan.workload, host_bytes=host_bytes):
-            yield trial(UPSTREAM, policy.name, policy.batch, options=policy.options)
+        policies = published_policies(model, plan.workload, host_bytes=host_bytes)
+        found[UPSTREAM] = [trial(UPSTREAM, p.name, p.batch, options=p.options) for p in policies]
     if ACCELERATE in plan.peers:
-        yield trial(ACCELERATE, "weights on the host", ACCELERATE_BATCH)
+        found[ACCELERATE] = [trial(ACCELERATE, "weights on the host", ACCELERATE_BATCH)]
+    return found
 
 
 def ratios(rows: Sequence[GpuRow], hardware: Hardware) -> dict[str, float]:
