@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from itertools import islice, pairwise
 from typing import NamedTuple, Protocol
@@ -307,8 +307,7 @@ class LinkedRoom:
     @contextmanager
     def read(self) -> Iterator[Rows]:
         ahead, self._ahead = self._ahead or self._begin(), None
-        on_disk = isinstance(self._room, DiskRoom)
-        with self._link.waiting.for_disk() if on_disk else nullcontext():
+        with self._link.waiting.for_disk(used=isinstance(self._room, DiskRoom)):
             copies = ahead.result()
         yield self._format.rows([copy.use() for copy in copies])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -184,8 +183,7 @@ class PartsToDevice:
 
     def take(self, name: str) -> dict[str, Tensor]:
         upload = self._ahead.take(name)
-        on_disk = self._parts[name].on_disk.num_bytes > 0
-        with self._waiting.for_disk() if on_disk else nullcontext():
+        with self._waiting.for_disk(used=self._parts[name].on_disk.num_bytes > 0):
             tensors, copies = upload.result()
         for copy in copies:
             copy.use()

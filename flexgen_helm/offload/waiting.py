@@ -27,13 +27,13 @@ class Waiting:
         self._uncounted = threading.local()
 
     @contextmanager
-    def for_disk(self) -> Iterator[None]:
-        """Count what is done meanwhile as waiting for the disk."""
+    def for_disk(self, *, used: bool = True) -> Iterator[None]:
+        """Count what is done meanwhile as waiting for the disk, if it is used for that."""
         start_s = time.perf_counter()
         try:
             yield
         finally:
-            if not getattr(self._uncounted, "here", False):
+            if used and not getattr(self._uncounted, "here", False):
                 seconds = self.so_far.disk_s + time.perf_counter() - start_s
                 self.so_far = self.so_far._replace(disk_s=seconds)
 

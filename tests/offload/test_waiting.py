@@ -43,3 +43,10 @@ def test_a_wait_that_ends_in_an_error_counts():
         time.sleep(0.02)
         raise OSError("gone")
     assert waiting.so_far.disk_s >= 0.02
+
+
+def test_what_does_not_come_from_the_disk_does_not_count():
+    waiting = Waiting()
+    with waiting.for_disk(used=False):
+        time.sleep(0.01)
+    assert waiting.so_far.disk_s == 0
