@@ -33,10 +33,6 @@ from flexgen_helm.specs.workload import Workload
 from flexgen_helm.units import format_bytes
 
 MICRO_BATCH_TOKENS = (128, 512, 2048, 8192)
-MOST_TOKENS_ON_HOST = 2048
-"""Where a processor computes: with more its products are no faster, and what is computed on the way
-does not fit the memory that is used again (see `chunks.REUSED_BYTES`), which costs a tenth."""
-
 MICRO_BATCH_SIZES = (32, 512)
 NUM_MICRO_BATCHES = (1, 4, 16, 64)
 
@@ -189,15 +185,13 @@ def _overfull(instances: Instance) -> Array:
 
 
 def _shapes(setup: Setup, workload: Workload) -> Iterator[Shape]:
-    most = MOST_TOKENS_ON_HOST if setup.unified else max(MICRO_BATCH_TOKENS)
-    all_tokens = [tokens for tokens in MICRO_BATCH_TOKENS if tokens <= most]
     smaller = 0
     for cached in _cached_tokens(workload):
         for size, count in product(MICRO_BATCH_SIZES, NUM_MICRO_BATCHES):
             if smaller and _most_sequences(workload, smaller) >= size * count:
                 continue  # no more of them with a larger cache
             for tokens, on_disk, attention in product(
-                all_tokens,
+                MICRO_BATCH_TOKENS,
                 (False, True),
                 ("device",) if setup.unified else ("device", "host"),
             ):
