@@ -41,6 +41,9 @@ STAGES = (THROUGHPUT, HELM)
 PILOT_TOKENS = 4
 """New tokens that accelerate is timed with: each takes as long as the one before."""
 
+UPSTREAM_TOKENS = 8
+"""New tokens that upstream is timed with; it projects the rest from these, by a rule of its own."""
+
 ACCELERATE_BATCH = 8
 ENOUGH_S = 10.0
 """With less time left, nothing is begun."""
@@ -247,7 +250,7 @@ def run_gpu_benchmark(
             "cap": format_bytes(plan.cap_bytes),
             "requests": "random tokens, greedy",
             "flexgen": "policies as published, with as many batches as the host has memory for;"
-            " 8 tokens timed, the rest as it projects them itself",
+            f" {UPSTREAM_TOKENS} tokens timed, the rest as it projects them itself",
             "throughput": "generated tokens over prefill and decode time, without loading",
             "accelerate": f"{ACCELERATE_BATCH} requests, {PILOT_TOKENS} tokens timed, the rest at"
             " the speed of the last",

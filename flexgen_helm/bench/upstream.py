@@ -18,13 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from flexgen_helm.bench.gpu import Outcome
+from flexgen_helm.bench.gpu import UPSTREAM_TOKENS, Outcome
 
 DUMMY = "_DUMMY_"
-
-PILOT_TOKENS = 8
-"""New tokens that are timed; upstream projects the rest from these, by a rule of its own."""
-
 SOME_TOKEN = 100
 
 
@@ -45,7 +41,8 @@ class AnyTokenizer:
 def options(trial: dict[str, Any], directory: Path) -> list[str]:
     """Return upstream's command line for a trial."""
     [requests] = trial["requests"]
-    cut = ["--cut-gen-len", str(PILOT_TOKENS)] if requests["new_tokens"] > PILOT_TOKENS else []
+    long = requests["new_tokens"] > UPSTREAM_TOKENS
+    cut = ["--cut-gen-len", str(UPSTREAM_TOKENS)] if long else []
     return [
         *("--model", f"facebook/opt-{trial['model']}"),
         *("--path", DUMMY),

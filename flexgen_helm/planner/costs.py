@@ -450,20 +450,21 @@ class _Costs:
 
     def _brought(self, tokens: float) -> Linear:
         """What some tokens in decode attend to and is not on the device, with the room there."""
-        read = self._copied("cache", self._stored_bytes(tokens * self._mean_own_len), up=True)
-        rate = self.hardware.host_to_device_bytes_per_s
-        if rate is None:
-            return read
+        read = self._stored_bytes(tokens * self._mean_own_len)
         room = self._stored_bytes(tokens * self._mean_room)
-        return read + placed_on("cache", Tier.HOST) * (room / rate)
+        return self._copied("cache", read, up=True) + self._copied(
+            "cache", room, up=True, tiers=(Tier.HOST,)
+        )
 
-    def _copied(self, placed: str, num_bytes: float, *, up: bool) -> Linear:
+    def _copied(
+        self, placed: str, num_bytes: float, *, up: bool, tiers: tuple[Tier, ...] = OFF_DEVICE
+    ) -> Linear:
         """What is not on the device passes its link, also what is on disk."""
         hardware = self.hardware
         rate = hardware.host_to_device_bytes_per_s if up else hardware.device_to_host_bytes_per_s
         if rate is None:
             return Linear()
-        return placed_on(placed, *OFF_DEVICE) * (num_bytes / rate)
+        return placed_on(placed, *tiers) * (num_bytes / rate)
 
     def _read(self, placed: str, num_bytes: float) -> Linear:
         return placed_on(placed, Tier.DISK) * (num_bytes / self.hardware.disk_read_bytes_per_s)

@@ -47,6 +47,7 @@ class Loader:
         """
         spec, policy, waiting = self.setup.spec, arrangement.policy, Waiting()
         link = link_to(self.device, waiting, overlap=policy.overlap)
+        at_once = policy.spilled_at_once(spec.num_layers, linked=link is not None)
         with loading_weights():
             weights = open_weights(
                 self.path,
@@ -71,17 +72,16 @@ class Loader:
             device=self.device,
             cache_tiers=[] if on_device else place_cache(spec.num_layers, policy.cache),
             attention_on_host=policy.attention == "host",
-            spill=self._spill(arrangement, link, waiting) if policy.spills else None,
-            spilled_at_once=policy.spilled_at_once(spec.num_layers, linked=link is not None),
+            spill=self._spill(arrangement, at_once, link, waiting) if policy.spills else None,
+            spilled_at_once=at_once,
             link=link,
             waiting=waiting,
         )
 
-    def _spill(self, arrangement: Arrangement, link: Link | None, waiting: Waiting) -> Spill:
+    def _spill(
+        self, arrangement: Arrangement, at_once: int, link: Link | None, waiting: Waiting
+    ) -> Spill:
         on_disk = self.budget.on(Tier.DISK)
-        at_once = arrangement.policy.spilled_at_once(
-            self.setup.spec.num_layers, linked=link is not None
-        )
         limit = None if on_disk is None else on_disk - arrangement.memory.weights_on_disk
         return Spill(
             self.offload_dir,
