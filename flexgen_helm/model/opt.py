@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flexgen_helm.model.kv_cache import KeysValues
-from flexgen_helm.model.linear import linear
+from flexgen_helm.model.linear import EXPECTED_ROWS, linear
 from flexgen_helm.offload.weights import Part
-from flexgen_helm.specs.chunks import HEAD_COLUMNS
+from flexgen_helm.specs.chunks import HEAD_COLUMNS, REUSED_BYTES
 from flexgen_helm.specs.model import POSITION_OFFSET, ModelSpec
 
 ADDED_ROWS = 128
@@ -50,13 +50,28 @@ def project(spec: ModelSpec, weights: Part, hidden: Tensor) -> Projections:
 
 def finish(spec: ModelSpec, weights: Part, hidden: Tensor, attended: Tensor) -> Tensor:
     """Second half of a layer, of the rows that come out of it, all [n, e]; overwrites `hidden`."""
-    hidden.add_(_linear(weights, "out_proj", attended))
-    if not spec.norm_before:
-        hidden = _norm(weights, "attention_norm", hidden)
-    source = _norm(weights, "mlp_norm", hidden) if spec.norm_before else hidden
-    inner = _linear(weights, "fc1", source, activation=spec.activation)
-    hidden.add_(_linear(weights, "fc2", inner))
-    return hidden if spec.norm_before else _norm(weights, "mlp_norm", hidden)
+    at_once = max(1, _rows_at_once(hidden, spec.ffn_size))
+    for rows, read in zip(hidden.split(at_once), attended.split(at_once), strict=True):
+        rows.add_(_linear(weights, "out_proj", read))
+        if not spec.norm_before:
+            rows.copy_(_norm(weights, "attention_norm", rows))
+        source = _norm(weights, "mlp_norm", rows) if spec.norm_before else rows
+        inner = _linear(weights, "fc1", source, activation=spec.activation)
+        rows.add_(_linear(weights, "fc2", inner))
+        if not spec.norm_before:
+            rows.copy_(_norm(weights, "mlp_norm", rows))
+    return hidden
+
+
+def _rows_at_once(hidden: Tensor, width: int) -> int:
+    """Return how many rows go through the MLP at once, which makes [n, `width`] of them.
+
+    A processor's pages for more than is used again cost a tenth of the MLP's time. So all of them,
+    unless `EXPECTED_ROWS` stay below that: products of fewer would be slower.
+    """
+    row_bytes = width * hidden.element_size()
+    narrow = hidden.device.type == "cpu" and EXPECTED_ROWS * row_bytes < REUSED_BYTES
+    return EXPECTED_ROWS if narrow else len(hidden)
 
 
 def logits(spec: ModelSpec, weights: Part, hidden: Tensor, out: Tensor) -> Tensor:
