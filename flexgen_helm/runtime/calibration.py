@@ -44,6 +44,7 @@ from flexgen_helm.processor import cpu_model, num_cores
 from flexgen_helm.quant import kernels
 from flexgen_helm.quant.quantize import quantize
 from flexgen_helm.quant.tensor import QuantizedTensor
+from flexgen_helm.runtime.allocator import reuse_freed_memory
 from flexgen_helm.runtime.engine import Engine
 from flexgen_helm.runtime.lengths import workload_of
 from flexgen_helm.runtime.statistics import usable_bytes
@@ -125,6 +126,7 @@ def calibrate(
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     bench = _Bench(device_of(device), DTYPES[dtype])
+    reuse_freed_memory()  # as the engine does
     with (
         tqdm(total=rounds * NUM_STEPS, disable=not progress, unit="step") as bar,
         torch.inference_mode(),
