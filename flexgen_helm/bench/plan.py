@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tqdm import tqdm
+
 from flexgen_helm.bench.report import Cell, Row
 from flexgen_helm.bench.trial import OURS, Bench, Trial, TrialRow, Workload, ask, run_trial
 from flexgen_helm.errors import BenchmarkError
@@ -38,8 +40,8 @@ LONG_WORKLOAD = 2000
 
 ON_DISK: Mapping[str, float] = {"disk": 1.0}
 
-CLOSE = (1.15, 1.12, 1.09, *[1.06] * 6)
-"""Policies of the sweep whose median is up to so many times the best one's are measured again, in
+KEPT = (24, 12, *[6] * 7)
+"""So many policies of the sweep, those of least median among the ones before, are measured again in
 one round after another: the more often they were, the less is chance."""
 
 
@@ -288,18 +290,20 @@ def sweep_rows(configuration: Configuration, machine: Machine, *, number: int) -
     hardware = machine.rates()
     policies = [("planned", _planned(configuration, hardware))]
     policies += [("swept", policy) for policy in swept_policies()]
-
-    def measure(index: int) -> float:
-        _, policy = policies[index]
-        return machine.measure(configuration, policy, number=number + index, stage=SWEEP).total_s
-
-    seconds = [[measure(index)] for index in range(len(policies))]
-    close = [*range(len(policies))]
-    for most in CLOSE:
-        best = min(median(seconds[index]) for index in close)
-        close = [i for i in close if i == 0 or median(seconds[i]) < most * best]
-        for index in close:
-            seconds[index].append(measure(index))
+    best = [*range(1, len(policies))]
+    seconds: list[list[float]] = [[] for _ in policies]
+    with tqdm(
+        total=len(policies) + sum(1 + kept for kept in KEPT),
+        desc=f"policies of opt-{configuration.size}, {configuration.compression}",
+        unit="run",
+    ) as bar:
+        for kept in (len(best), *KEPT):
+            best = sorted(best, key=lambda index: median(seconds[index] or [0.0]))[:kept]
+            for index in (0, *best):
+                _, policy = policies[index]
+                row = machine.measure(configuration, policy, number=number + index, stage=SWEEP)
+                seconds[index].append(row.total_s)
+                bar.update()
     for (kind, policy), took in zip(policies, seconds, strict=True):
         yield {
             "model": f"opt-{configuration.size}",
