@@ -60,6 +60,9 @@ class Shape:
     cache_limited: bool = True
     """Whether a policy says how large the KV cache may be: what is read at once depends on it."""
 
+    captured: bool = False
+    """Whether passes of decode are captured as CUDA graphs."""
+
     @classmethod
     def of(cls, policy: Policy, cached_tokens: int) -> Shape:
         """Return that of a policy, with room for so many tokens in the KV cache."""
@@ -73,6 +76,7 @@ class Shape:
             weights_on_disk=policy.weights.disk > 0,
             cache_on_disk=policy.cache.disk > 0,
             cache_limited=policy.cache_bytes is not None,
+            captured=policy.cuda_graphs and policy.all_on_device,
         )
 
     @property
@@ -260,7 +264,7 @@ class _Costs:
                 "quantized cache": self._quantized(tokens),
                 "LM head": self._head(tokens, self.load.sequences),
                 "ordered cache": ordered if unified else Linear(),
-                "steps": self._steps(micro_batches),
+                "steps": self._steps(micro_batches, captured=self.shape.captured),
                 "steps of the disk": disk_steps if unified else Linear(),
                 "drawing": Linear(tokens * self.hardware.token_s),
             },
@@ -445,8 +449,11 @@ class _Costs:
         rows = max(1.0, min(HEAD_ROWS, at_once))
         return Linear(2 * tokens * size / self.hardware.product_flop_per_s.at(size, rows))
 
-    def _steps(self, micro_batches: int) -> Linear:
-        return Linear(micro_batches * self.setup.spec.num_layers * self.hardware.step_s)
+    def _steps(self, micro_batches: int, *, captured: bool = False) -> Linear:
+        each_s = self.hardware.step_s
+        if captured and self.hardware.captured_step_s is not None:
+            each_s = self.hardware.captured_step_s
+        return Linear(micro_batches * self.setup.spec.num_layers * each_s)
 
     def _brought(self, tokens: float) -> Linear:
         """What some tokens in decode attend to and is not on the device, with the room there."""

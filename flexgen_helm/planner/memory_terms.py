@@ -35,6 +35,9 @@ DEQUANTIZING_BYTES = 6
 """Per number: its code as an integer and in float32, where its value takes its place, and a part of
 its group's scale and zero."""
 
+CUBLAS_BYTES = 32 << 20
+"""What PyTorch lets cuBLAS work in, on the cards that it lets have most (Hopper)."""
+
 MICRO_BATCH = "micro-batch"
 """The term of what a micro-batch takes in prefill."""
 
@@ -113,6 +116,7 @@ def working_terms(setup: Setup, policy: Policy, filling: Filling) -> dict[str, B
         "cache on its way to the device": {Tier.DEVICE: _cache_for_device(setup, policy)},
         "shared cache that was read": {Tier.DEVICE: _shared_reads(setup, policy, filling.shared)},
         MICRO_BATCH: {Tier.DEVICE: _micro_batch(setup, policy, filling.longest)},
+        "captured pass": {Tier.DEVICE: _captured_pass(setup, policy)},
         "sparse attention": {Tier.DEVICE: _sparse_attention(setup, policy)},
         # In float32, and their log-probabilities.
         "logits": {Tier.DEVICE: min(HEAD_ROWS, filling.head_rows) * spec.vocab_size * 8},
@@ -201,6 +205,21 @@ def _micro_batch(setup: Setup, policy: Policy, longest: float) -> float:
     scores = min(CHUNK_SCORES, policy.micro_batch_tokens * spec.num_heads * seen)
     chunks = 3 * scores if by_products else 0
     return (policy.micro_batch_tokens * widths + chunks) * setup.dtype_bytes
+
+
+def _captured_pass(setup: Setup, policy: Policy) -> int:
+    """What a CUDA graph of decode keeps to itself, whatever else is computed.
+
+    Hidden states of all sequences, before and after the last layer; of a micro-batch, queries,
+    keys, values, what is attended to of its own and of what is shared, their norm, [n, f] and its
+    product; and memory that cuBLAS works in.
+    """
+    if setup.unified or not (policy.cuda_graphs and policy.all_on_device):
+        return 0
+    spec = setup.spec
+    widths = 8 * spec.hidden_size + spec.ffn_size
+    numbers = 2 * policy.effective_batch * spec.hidden_size + policy.micro_batch_size * widths
+    return numbers * setup.dtype_bytes + CUBLAS_BYTES
 
 
 def _cache_on_its_way(setup: Setup, policy: Policy, filling: Filling) -> float:

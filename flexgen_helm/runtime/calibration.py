@@ -385,7 +385,7 @@ def _multiply_decompressed(
     return linear(rows, decompressor.decompress({name: matrix})[name])
 
 
-def _overheads(device: str, dtype: str, directory: Path) -> dict[str, float]:
+def _overheads(device: str, dtype: str, directory: Path) -> dict[str, float | None]:
     """Of a layer, and of a sequence, of so small a model that hardly anything is computed."""
     sampling = SamplingParams(max_tokens=STEP_TOKENS)
     requests = [
@@ -399,12 +399,17 @@ def _overheads(device: str, dtype: str, directory: Path) -> dict[str, float]:
         ) as engine:
             return [_seconds_of_pass(engine, requests[:count]) for count in counts]
 
-    one, many = measure(Policy(), 1, STEP_SEQUENCES)
+    one, many = measure(Policy(cuda_graphs=False), 1, STEP_SEQUENCES)
     [on_disk] = measure(Policy(cache=Placement(disk=1)), STEP_SEQUENCES)
     num_layers = read_spec(EMBEDDED_CHECKPOINT).num_layers
     token_s = max(0.0, many - one) / (STEP_SEQUENCES - 1)
+    captured_step_s = None
+    if device_of(device).type == "cuda":
+        [captured] = measure(Policy(), 1)
+        captured_step_s = max(0.0, captured - token_s) / num_layers
     return {
         "step_s": max(0.0, one - token_s) / num_layers,
+        "captured_step_s": captured_step_s,
         "disk_step_s": max(0.0, on_disk - many) / num_layers,
         "token_s": token_s,
     }

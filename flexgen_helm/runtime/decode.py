@@ -14,7 +14,7 @@ from flexgen_helm.model.row_cells import row_index
 from flexgen_helm.model.sparse_attention import LargestScores, attend_shared_top
 from flexgen_helm.offload.link import Lane
 from flexgen_helm.runtime.loaded_model import Model
-from flexgen_helm.runtime.pools import Decoding, Pool
+from flexgen_helm.runtime.pools import Decoding, Pool, PoolInputs
 from flexgen_helm.runtime.segments import Segment
 from flexgen_helm.runtime.shared_reads import SharedReads
 
@@ -38,9 +38,10 @@ class DecodeMicroBatch:
         self._model = model
         self._num_heads = model.spec.num_heads
         self._pools: list[tuple[Pool, slice]] = []
+        self._pool_inputs: list[PoolInputs] = []
         start = 0
         for pool in pools:
-            pool.begin_token()
+            self._pool_inputs.append(pool.begin_token())
             self._pools.append((pool, slice(start, start + len(pool.members))))
             start += len(pool.members)
         percent = model.compression.attention_percent
@@ -55,6 +56,32 @@ class DecodeMicroBatch:
         self._shared_reads = shared_reads
         for cache, _ in self._readings:
             shared_reads.add_reader(cache)
+
+    def repeats(self, earlier: DecodeMicroBatch) -> bool:
+        """Whether it takes the same kernels as one of an earlier token, in the same memory.
+
+        Except for sequences that have ended since.
+        """
+        return [pool for pool, _ in self._pools] == [pool for pool, _ in earlier._pools]
+
+    def take_over(self, later: DecodeMicroBatch) -> slice | Tensor:
+        """Overwrite the tokens with those of one that `repeats` this; return the rows they have.
+
+        Rows of sequences that have ended since keep theirs.
+        """
+        device = self.token_ids.device
+        row_of = {id(sequence): row for row, sequence in enumerate(self.sequences)}
+        numbers = [row_of[id(sequence)] for sequence in later.sequences]
+        rows = row_index(numbers, device)
+        self.token_ids[rows] = later.token_ids
+        self.positions[rows] = later.positions
+        for (_, mine), (_, theirs), inputs, new in zip(
+            self._pools, later._pools, self._pool_inputs, later._pool_inputs, strict=True
+        ):
+            members = row_index([number - mine.start for number in numbers[theirs]], device)
+            inputs.positions[members] = new.positions
+            inputs.ends.copy_(new.ends)
+        return rows
 
     def begin_attention(
         self,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flexgen_helm.batching.blocks import Demand, PendingRequests, Room
 from flexgen_helm.runtime.block import Block
+from flexgen_helm.runtime.cuda_graphs import CaptureError
 from flexgen_helm.runtime.decode import DecodeMicroBatch
 from flexgen_helm.runtime.head import Head
 from flexgen_helm.runtime.job import Job
@@ -25,6 +26,7 @@ from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.memory_watch import MemoryWatch, is_out_of_memory
 from flexgen_helm.runtime.model_pass import MicroBatch, ModelPass
 from flexgen_helm.runtime.pools import Pool, group, repack
+from flexgen_helm.runtime.repeated_passes import RepeatedPasses
 from flexgen_helm.runtime.segments import KeptPrefix
 from flexgen_helm.runtime.sequence import max_new_tokens
 from flexgen_helm.runtime.shared_reads import SharedReads
@@ -80,6 +82,7 @@ class BlockExecutor:
         self._watch = watch
         self._head = Head(model)
         self._pools: list[Pool] = []
+        self._repeated = RepeatedPasses(model.capture)
         self._num_blocks = 0
         self.cache_tokens = _cache_limit(model, policy, cache_tokens)
         """Tokens the KV cache may hold."""
@@ -101,7 +104,9 @@ class BlockExecutor:
             try:
                 self._run(dict(pending), finish)
             except Exception as error:
-                if not is_out_of_memory(error) or not self._shrink(0.5, str(error)):
+                if not is_out_of_memory(error):
+                    raise
+                if not self._repeated.give_up() and not self._shrink(0.5, str(error)):
                     raise
             else:
                 break
@@ -209,6 +214,7 @@ class BlockExecutor:
         cut = queue.pending.take(room, at_least=0 if self._pools else 1, min_kept=MIN_KEPT)
         if not cut.requests:
             return None
+        self._repeated.forget()  # new prompts need the memory
         jobs = [Job(index, requests[index], self._model) for index in cut.requests]
         self._num_blocks += 1
         return Block(cut, jobs, queue.kept, self._num_blocks, self._model, self.policy)
@@ -226,7 +232,13 @@ class BlockExecutor:
         ]
         prefill = [micro_batch for _, block in blocks for micro_batch in block.micro_batches]
         model_pass = ModelPass(self._model, [*prefill, *decode], self.policy.activations)
-        outputs = model_pass.run([block for _, block in blocks])
+        if blocks:
+            outputs = model_pass.run([block for _, block in blocks])
+        else:
+            try:
+                outputs = self._repeated.run(decode, model_pass.run)
+            except CaptureError:
+                return self._run_pass(blocks)
         for queue, block in blocks:
             queue.kept = block.finish([outputs.pop(0) for _ in block.micro_batches], self._head)
         self._draw(decode, outputs)
@@ -249,6 +261,7 @@ class BlockExecutor:
         num_decoding = sum(len(micro_batch.sequences) for micro_batch in decode)
         num_tokens = num_decoding + sum(block.num_computed_tokens for _, block in blocks)
         num_rows = sum(len(micro_batch.token_ids) for micro_batch in micro_batches)
+        num_rows += self._repeated.idle_rows
         share = replace(cost, padding_rows=num_rows - num_tokens) / max(1, num_tokens)
         batch = num_decoding + sum(block.num_sequences for _, block in blocks)
         for micro_batch in decode:

@@ -15,6 +15,7 @@ from flexgen_helm.offload.spill import Spill
 from flexgen_helm.offload.waiting import Waited, Waiting
 from flexgen_helm.offload.weights import WeightSource
 from flexgen_helm.quant import kernels
+from flexgen_helm.runtime.cuda_graphs import Capture
 from flexgen_helm.runtime.detokenizer import Tokenizer
 from flexgen_helm.specs.chunks import MOST_SPILLED_AT_ONCE
 from flexgen_helm.specs.compression import Compression
@@ -45,6 +46,9 @@ class Model:
 
     link: Link | None = None
     """To the device; `None` where it has the host's memory."""
+
+    capture: Capture | None = None
+    """Captures passes that repeat; `None` where each is computed step by step."""
 
     waiting: Waiting = field(default_factory=Waiting)
     """For disk and link."""

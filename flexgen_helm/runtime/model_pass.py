@@ -20,7 +20,7 @@ from flexgen_helm.runtime.prefill import PrefillMicroBatch
 from flexgen_helm.runtime.read_ahead import ReadAhead
 from flexgen_helm.runtime.schedule import Half, Turn, block_schedule, turns_of_pass
 from flexgen_helm.specs.chunks import LINKED_READS_IN_MEMORY, READS_BEHIND, READS_IN_MEMORY
-from flexgen_helm.specs.placement import Placement
+from flexgen_helm.specs.placement import ON_DEVICE, Placement
 
 MicroBatch = PrefillMicroBatch | DecodeMicroBatch
 
@@ -55,6 +55,9 @@ class ModelPass:
         self._micro_batches = micro_batches
         self._activations = Activations(placement, model.device, model.spill, model.link)
         self._begun: dict[int, _Begun] = {}
+        brings = model.cache_format.moves or placement != ON_DEVICE
+        self._link = model.link if brings else None
+        """What memory of the device is filled through, ahead of its use."""
         self._marks: deque[Mark] = deque()
         """Behind reads whose use was given to the device."""
         num_rows = sum(len(mb.token_ids) for mb in micro_batches)
@@ -62,7 +65,7 @@ class ModelPass:
         """Whether weights stay as they are stored, as few rows are multiplied with them. What is
         dequantized serves all micro-batches: it is for rows of the pass, whatever each has."""
 
-    def run(self, blocks: Sequence[Block]) -> list[Tensor]:
+    def run(self, blocks: Sequence[Block] = ()) -> list[Tensor]:
         """Return, per micro-batch, last hidden states of the rows that are needed.
 
         Args:
@@ -108,15 +111,15 @@ class ModelPass:
     def _read_bytes(self) -> int:
         """What is read may take so much memory when the next read begins."""
         reads = READS_IN_MEMORY
-        if self._model.link is not None:
+        if self._link is not None:
             reads = LINKED_READS_IN_MEMORY - 2 * READS_BEHIND
         return reads * self._model.spilled_at_once
 
     def _wait_for_device(self) -> None:
         """Let the device come close: what is ahead of it takes memory."""
-        if self._model.link is None:
+        if self._link is None:
             return
-        self._marks.append(self._model.link.mark())
+        self._marks.append(self._link.mark())
         if len(self._marks) > READS_BEHIND:
             self._marks.popleft().wait()
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +65,23 @@ class Decoding:
     def own_len(self) -> int:
         """Tokens its own cache holds; the last token has not been read yet."""
         return self.chain_len + max(0, len(self.sequence.generated) - 1)
+
+
+class PoolInputs(NamedTuple):
+    """What a pool's next tokens are computed with, in all layers; what a CUDA graph has read of it
+    must outlast the graph."""
+
+    ends: Tensor
+    """Positions that each slot has [b]."""
+
+    used: Tensor
+    """Slots that are in use [n]."""
+
+    slots: Tensor
+    """Of each row [n]."""
+
+    positions: Tensor
+    """Where, in its slot, each row goes [n]."""
 
 
 class Pool:
@@ -148,7 +166,7 @@ class Pool:
         )
         return cls([pool.members[index] for pool, index in pairs], cache, model)
 
-    def begin_token(self) -> None:
+    def begin_token(self) -> PoolInputs:
         """Prepare what is the same in all layers."""
         lengths = [member.own_len for member in self.members]
         self._cells = RowCells(range(len(lengths)), self._slots, lengths, self._model.device)
@@ -158,6 +176,7 @@ class Pool:
         device = self._model.attention_device
         self._ends, self._used = ends.to(device), self._used.to(device)
         self._masks: dict[tuple[int, int], Tensor] = {}
+        return PoolInputs(self._ends, self._used, self._cells.slots, self._cells.positions)
 
     def begin_read(self, layer: int) -> int:
         """Begin to read what `attend` will wait for; return the bytes of memory this takes."""

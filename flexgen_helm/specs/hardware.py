@@ -70,7 +70,7 @@ class Surface:
         return Curve(points).at(max(size, points[0][0]))
 
 
-_MAY_BE_NOTHING = ("step_s", "disk_step_s", "token_s", "contention")
+_MAY_BE_NOTHING = ("step_s", "disk_step_s", "captured_step_s", "token_s", "contention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +151,10 @@ class Hardware:
     contention: float
     """Of what could be done at the same time, the part that takes time of its own: 0 where
     computing and every transfer overlap without loss, 1 where nothing does."""
+
+    captured_step_s: float | None = None
+    """What a micro-batch costs in a layer in decode, however small it is, where passes are captured
+    as CUDA graphs; `None` where they are not."""
 
     def __post_init__(self) -> None:
         for item in fields(self):

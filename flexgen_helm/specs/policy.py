@@ -57,6 +57,10 @@ class Policy:
     overlap: bool = True
     """Whether what comes next is read, and what came before written, while a layer computes."""
 
+    cuda_graphs: bool = True
+    """Whether passes of decode that repeat are given to a GPU as one command each, where everything
+    is in its memory. Results are the same without."""
+
     def __post_init__(self) -> None:
         for name in ("micro_batch_size", "num_micro_batches", "micro_batch_tokens", "cache_bytes"):
             value = getattr(self, name)
@@ -68,6 +72,12 @@ class Policy:
             raise InvalidSettingError(
                 f"attention={self.attention!r} is not possible: it is one of {ATTENTION}"
             )
+
+    @property
+    def all_on_device(self) -> bool:
+        """Whether the device needs nothing from elsewhere."""
+        placed = (self.weights, self.cache, self.activations)
+        return self.attention == "device" and all(each == ON_DEVICE for each in placed)
 
     @property
     def spills(self) -> bool:

@@ -101,12 +101,12 @@ EFFICIENCY = (
 )
 """One row per run: what it cost. `unique_ratio` is computed over requested prompt tokens: what
 several requests share is computed once. Rows are those of matrix products: `padding_rows` hold no
-token, and `mean_decode_rows` says how large the batches were in which tokens were generated.
-`request_s` is prefill and decode together or, without a run record, the sum of HELM's request
-times, which overlap when HELM asked from several threads; `disk_wait_s` and `link_wait_s` are the
-part of it in which computing stood still for the disk, or for weights being copied to a GPU. What
-was `predicted` and `planned` is there where the machine has been calibrated, or a memory budget was
-given."""
+token, as those of sequences that have ended and are left in a CUDA graph, and `mean_decode_rows`
+says how large the batches were in which tokens were generated. `request_s` is prefill and decode
+together or, without a run record, the sum of HELM's request times, which overlap when HELM asked
+from several threads; `disk_wait_s` and `link_wait_s` are the part of it in which computing stood
+still for the disk, or for weights being copied to a GPU. What was `predicted` and `planned` is
+there where the machine has been calibrated, or a memory budget was given."""
 
 COMPARISON = (
     Column("suite", "string", "", "run.suite"),

@@ -205,6 +205,23 @@ def test_head_steps_and_drawing():
     assert constant(found["steps"]) == pytest.approx(2 * 10 * 10 * 1e-4)
 
 
+def test_steps_of_a_captured_pass_are_cheaper_in_decode():
+    hardware = replace(GPU, captured_step_s=1e-6)
+    for policy, step_s in (
+        (Policy(), 1e-6),
+        (Policy(cuda_graphs=False), 1e-4),
+        (Policy(activations=Placement(host=1)), 1e-4),
+    ):
+        shape = replace(SHAPE, captured=Shape.of(policy, cached_tokens=1).captured)
+        steps = {
+            name: constant(terms(name, Resource.COMPUTE, hardware=hardware, shape=shape)["steps"])
+            for name in ("prefill", "decode")
+        }
+        before = constant(terms("decode", Resource.COMPUTE)["steps"])
+        assert steps["decode"] == pytest.approx(before * step_s / 1e-4)
+        assert steps["prefill"] == constant(terms("prefill", Resource.COMPUTE)["steps"])
+
+
 @pytest.mark.parametrize("tier", [Tier.HOST, Tier.DISK])
 def test_what_is_elsewhere_passes_the_link(tier):
     weights = 2 * PARAMETERS

@@ -142,6 +142,21 @@ def test_what_comes_to_a_device_of_its_own_is_staged_there():
     assert terms["cache on its way to the device"] == {Tier.DEVICE: 2 * 4 * 64 * 2**20}
 
 
+def test_a_captured_pass_keeps_memory_of_its_own():
+    """Hidden states of 4 times 16 sequences, twice; in a layer, what 16 take of twelve widths."""
+    policy = Policy(micro_batch_size=16, num_micro_batches=4)
+    numbers = 2 * 4 * 16 * 2048 + 16 * (8 * 2048 + 8192)
+    apart = setup(unified=False)
+    assert fixed_terms(apart, policy)["captured pass"] == {Tier.DEVICE: numbers * 2 + 32 * 2**20}
+    for other in (
+        dataclasses.replace(policy, cuda_graphs=False),
+        dataclasses.replace(policy, cache=Placement(host=1)),
+        dataclasses.replace(policy, attention="host"),
+    ):
+        assert fixed_terms(apart, other)["captured pass"] == {Tier.DEVICE: 0}
+    assert fixed_terms(setup(), policy)["captured pass"] == {Tier.DEVICE: 0}
+
+
 def test_what_the_host_attends_to_stays_there():
     """The device has two micro-batches at once instead."""
     on_host = Policy(cache=Placement(host=1), attention="host")
