@@ -45,26 +45,29 @@ def capture_on(device: torch.device) -> Capture | None:
 class CudaCapture:
     """Captures on a stream of its own; graphs, of which there is one at a time, share memory.
 
+    What PyTorch holds of the device without using it is given back first: a graph's memory is its
+    own, and there may be no other left.
+
     Args:
         device: what computes.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
         self._stream = torch.cuda.Stream(device)
         self._memory = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Compute) -> Replay:
         graph = torch.cuda.CUDAGraph()
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        capturing = torch.cuda.graph(
+            graph,
+            pool=self._memory,
+            stream=self._stream,
+            # Other threads may ask CUDA for what cannot be captured: it is not of this pass.
+            capture_error_mode="thread_local",
+        )
         try:
-            with _without_collection(), torch.cuda.stream(self._stream):
-                # Other threads may ask CUDA for what cannot be captured: it is not of this pass.
-                graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
-                try:
-                    results = compute()
-                finally:
-                    graph.capture_end()
+            with _without_collection(), capturing:
+                results = compute()
         except RuntimeError as error:  # also torch.OutOfMemoryError
             raise CaptureError(str(error)) from error
 
