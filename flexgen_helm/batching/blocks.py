@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flexgen_helm.batching.prefix_tree import Order, prefix_order
 
@@ -81,14 +82,21 @@ class PendingRequests:
         What it has in common with the one after it is kept if that is at least `min_kept` tokens;
         else each computes it.
         """
-        start = self._next
-        end = cut(self._prompt_lens, self._shared, self._demands, start, room)
+        start, end = self._next, self._end(room)
         self._next = end = max(end, min(start + at_least, len(self._indices)))
         return Block(
             requests=tuple(self._indices[start:end]),
             shared=tuple(self._shared[start:end]),
             keep=self._shared[end] if self and self._shared[end] >= min_kept else 0,
         )
+
+    def gains_by_waiting(self, room: Room) -> bool:
+        """Whether, with as many prompt tokens, more would fit if there were room to cache more."""
+        unlimited = replace(room, sequences=sys.maxsize, cached_tokens=sys.maxsize)
+        return self._end(unlimited) > self._end(room)
+
+    def _end(self, room: Room) -> int:
+        return cut(self._prompt_lens, self._shared, self._demands, self._next, room)
 
 
 def cut(

@@ -139,6 +139,24 @@ class BlockLoad:
     prefill_passes: int
     decode_passes: int
 
+    @property
+    def passes_with_decode(self) -> int:
+        """Passes of all blocks in which anything is in decode.
+
+        Where prompts take several passes, sequences begin and end one pass after another, and those
+        of the next block begin as these end.
+        """
+        if not self.decode_passes:
+            return 0
+        least, most = sorted((self.prefill_passes, self.decode_passes))
+        return self.num_blocks * most + least - 1
+
+    @property
+    def decoding(self) -> float:
+        """Sequences in decode in such a pass, on average."""
+        tokens = self.num_blocks * self.decode_passes * self.sequences
+        return tokens / max(1, self.passes_with_decode)
+
     @classmethod
     def of(cls, lengths: RequestLengths, shape: Shape, execution: Execution) -> BlockLoad:
         """Work out how requests are cut into blocks; see `batching.blocks`."""
@@ -247,7 +265,7 @@ class _Costs:
         passes = self.load.num_blocks * self.load.decode_passes
         tokens = passes * self.load.sequences
         rows = self._decode_rows()
-        micro_batches = ceil(self.load.sequences / rows) * passes
+        micro_batches = ceil(self.load.decoding / rows) * self.load.passes_with_decode
         attended = self._attended(tokens)
         on_host = self.shape.attention == "host" and not self.setup.unified
         attention = self._own_attention(attended, on_host=on_host)
@@ -262,7 +280,7 @@ class _Costs:
                 "dequantized weights": self._dequantized(passes, micro_batches),
                 "dequantized cache": self._dequantized_cache(attended),
                 "quantized cache": self._quantized(tokens),
-                "LM head": self._head(tokens, self.load.sequences),
+                "LM head": self._head(tokens, self.load.decoding),
                 "ordered cache": ordered if unified else Linear(),
                 "steps": self._steps(micro_batches, captured=self.shape.captured),
                 "steps of the disk": disk_steps if unified else Linear(),
@@ -349,9 +367,9 @@ class _Costs:
             cache_bytes = round(self._stored_bytes(self.shape.cached_tokens))
             limit = cache_bytes if self.shape.cache_limited else None
             at_once = spilled_at_once(limit, self.setup.spec.num_layers, linked=False)
-            num_pools = ceil(self.load.sequences * room_bytes / at_once)
-            most = min(most, self.load.sequences / num_pools)
-        return max(1.0, min(most, self.load.sequences))
+            num_pools = ceil(self.load.decoding * room_bytes / at_once)
+            most = min(most, self.load.decoding / num_pools)
+        return max(1.0, min(most, self.load.decoding))
 
     @property
     def _num_rooms(self) -> int:

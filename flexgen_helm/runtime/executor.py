@@ -39,8 +39,8 @@ MIN_KEPT = 64
 """Tokens from which a prefix is kept for the next block; fewer are computed again."""
 
 JOIN_SHARE = 0.25
-"""Part of the room that must be free before new sequences join those in decode: every join costs
-micro-batches of its own."""
+"""Part of the room that must be free before new sequences join those in decode, if more of them
+could then: every join costs micro-batches of its own."""
 
 LEAST_MICRO_BATCH_TOKENS = 16
 """Prompt tokens computed together, however short memory is."""
@@ -175,7 +175,10 @@ class BlockExecutor:
         """
         blocks = []
         rows = self.policy.num_micro_batches * self.policy.micro_batch_tokens
-        if (room := self._room(rows)) and (block := self._take(decoding, room, requests)):
+        room = self._room(rows)
+        if self._is_worth_joining(room, decoding) and (
+            block := self._take(decoding, room, requests)
+        ):
             blocks.append((decoding, block))
             rows -= block.num_computed_tokens
         room = Room(sequences=0, cached_tokens=0, prompt_tokens=rows)
@@ -183,23 +186,21 @@ class BlockExecutor:
             blocks.append((prefill_only, block))
         return blocks
 
-    def _room(self, prompt_tokens: int) -> Room | None:
-        """Room for new sequences; `None` while too little of it is free."""
-        most = Room(
-            sequences=self.policy.effective_batch,
-            cached_tokens=self.cache_tokens,
+    def _room(self, prompt_tokens: int) -> Room:
+        """Room that sequences in decode leave for new ones."""
+        return Room(
+            sequences=self.policy.effective_batch - sum(len(p.members) for p in self._pools),
+            cached_tokens=self.cache_tokens - self._held_tokens(),
             prompt_tokens=prompt_tokens,
         )
-        if not self._pools:
-            return most
-        sequences = most.sequences - sum(len(pool.members) for pool in self._pools)
-        cached_tokens = most.cached_tokens - self._held_tokens()
-        if (
-            sequences < JOIN_SHARE * most.sequences
-            or cached_tokens < JOIN_SHARE * most.cached_tokens
-        ):
-            return None
-        return Room(sequences=sequences, cached_tokens=cached_tokens, prompt_tokens=prompt_tokens)
+
+    def _is_worth_joining(self, room: Room, queue: _Queue) -> bool:
+        """Whether new sequences join those in decode, and do not wait for more room."""
+        enough = (
+            room.sequences >= JOIN_SHARE * self.policy.effective_batch
+            and room.cached_tokens >= JOIN_SHARE * self.cache_tokens
+        )
+        return not self._pools or enough or not queue.pending.gains_by_waiting(room)
 
     def _held_tokens(self) -> int:
         """Tokens the caches of sequences in decode have room for."""

@@ -68,8 +68,10 @@ class Decoding:
 
 
 class PoolInputs(NamedTuple):
-    """What a pool's next tokens are computed with, in all layers; what a CUDA graph has read of it
-    must outlast the graph."""
+    """What a pool's next tokens are computed with, in all layers.
+
+    It must outlast a CUDA graph that reads it.
+    """
 
     ends: Tensor
     """Positions that each slot has [b]."""

@@ -70,6 +70,24 @@ def test_what_does_not_fit_waits_unless_it_must_be_taken():
     assert not pending
 
 
+@pytest.mark.parametrize(
+    ("limits", "gains"),
+    [
+        ({"sequences": 3}, True),
+        ({"sequences": 3, "prompt_tokens": 30}, False),  # a full pass
+        ({"cached_tokens": 40}, True),
+        ({"cached_tokens": 0}, True),
+        ({"sequences": 5}, False),  # all there are
+        ({"prompt_tokens": 9}, False),
+    ],
+)
+def test_waiting_gains_only_where_room_to_cache_is_short(limits, gains):
+    pending = make_pending([[index] * 10 for index in range(5)])
+    assert pending.gains_by_waiting(room(**limits)) == gains
+    pending.take(AMPLE, at_least=0, min_kept=1)
+    assert not pending.gains_by_waiting(room(**limits)), "nothing is left"
+
+
 def test_without_sharing_requests_stay_in_order():
     pending = make_pending([[3], [1, 2], [1]], share_prefixes=False)
     block = pending.take(AMPLE, at_least=1, min_kept=1)

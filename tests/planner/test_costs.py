@@ -20,6 +20,9 @@ SHAPE = Shape(
 )
 """Two blocks of 50 requests, each with five prefill passes of 2,000 prompt tokens."""
 
+AT_ONCE = replace(SHAPE, micro_batch_tokens=10_000)
+"""The same with one pass of 10,000."""
+
 PREFILL_TOKENS = 100 * 200
 DECODE_TOKENS = 100 * 10
 PARAMETERS = 10 * 12_000_000
@@ -54,6 +57,34 @@ def test_requests_are_cut_into_blocks():
     load = BlockLoad.of(lengths(), SHAPE, OURS)
     assert (load.num_blocks, load.sequences, load.prompt_tokens) == (2, 50, 10_000)
     assert (load.prefill_passes, load.decode_passes) == (5, 10)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "passes"),
+    [
+        (10_000, 2 * 10),  # all at once
+        (1000, 2 * 10 + 4),  # five passes: those of the last are four behind those of the first
+        (250, 2 * 20 + 9),  # twenty, twice as many as they decode in
+    ],
+)
+def test_prompts_of_several_passes_decode_one_after_another(tokens, passes):
+    """Fewer at a time: products have fewer rows, and there are more steps."""
+    shape = replace(SHAPE, micro_batch_tokens=tokens)
+    load = BlockLoad.of(lengths(), shape, OURS)
+    assert load.passes_with_decode == passes
+    assert load.decoding == DECODE_TOKENS / passes
+    found = terms("decode", Resource.COMPUTE, shape=shape)
+    micro_batches = passes * -(-load.decoding // 25)
+    rows = min(25, load.decoding)
+    assert constant(found["steps"]) == pytest.approx(micro_batches * 10 * 1e-4)
+    assert constant(found["products"]) == pytest.approx(
+        2 * DECODE_TOKENS * PARAMETERS / (rows * 1e10)
+    )
+    assert constant(found["LM head"]) == pytest.approx(
+        2 * DECODE_TOKENS * 2000 * 1000 / (load.decoding * 1e10)
+    )
+    upstream = BlockLoad.of(lengths(), shape, UPSTREAM)
+    assert upstream.passes_with_decode == 2 * 10
 
 
 def test_the_cache_limits_a_block():
@@ -158,7 +189,7 @@ def test_rows_that_are_read_one_after_another_are_multiplied_together():
     Keys of a sequence take 422 kB in a layer, of which 5.25 MB are read at once: an eightieth of
     the cache. Those of 50 sequences are read in five parts.
     """
-    on_disk = replace(SHAPE, cache_on_disk=True, cached_tokens=10_500)
+    on_disk = replace(AT_ONCE, cache_on_disk=True, cached_tokens=10_500)
     for hardware, rows in ((GPU, 25), (CPU, 10)):
         found = terms("decode", Resource.COMPUTE, hardware=hardware, shape=on_disk)["steps"]
         micro_batches = 2 * 10 * 50 / rows
@@ -195,7 +226,7 @@ def test_prompts_that_are_scored_go_through_the_head():
 
 
 def test_head_steps_and_drawing():
-    found = terms("decode", Resource.COMPUTE)
+    found = terms("decode", Resource.COMPUTE, shape=AT_ONCE)
     assert constant(found["drawing"]) == pytest.approx(DECODE_TOKENS * 1e-5)
     assert constant(found["LM head"]) == pytest.approx(2 * DECODE_TOKENS * 2000 * 1000 / 50e10)
     assert constant(found["steps"]) == pytest.approx(2 * 2 * 10 * 10 * 1e-4)
@@ -256,7 +287,7 @@ def test_a_cache_on_disk_is_put_in_order():
     """Ten passes of two steps in ten layers copy none, one, ... nine positions of each sequence."""
     copied = 100 * 45 * CACHED_BYTES
     for hardware, resource in ((CPU, Resource.COMPUTE), (GPU, Resource.DISK)):
-        found = terms("decode", resource, hardware=hardware)
+        found = terms("decode", resource, hardware=hardware, shape=AT_ONCE)
         ordered, steps = found["ordered cache"], found["steps of the disk"]
         assert slope(ordered, "cache", Tier.DISK) == pytest.approx(2 * copied / 1e10)
         assert slope(steps, "cache", Tier.DISK) == pytest.approx(2 * 10 * 2 * 10 * 1e-3)
