@@ -40,7 +40,7 @@ LONG_WORKLOAD = 2000
 
 ON_DISK: Mapping[str, float] = {"disk": 1.0}
 
-KEPT = (24, 12, *[6] * 7)
+KEPT = (12, 6, *[4] * 7)
 """So many policies of the sweep, those of least median among the ones before, are measured again in
 one round after another: the more often they were, the less is chance."""
 
