@@ -40,9 +40,13 @@ LONG_WORKLOAD = 2000
 
 ON_DISK: Mapping[str, float] = {"disk": 1.0}
 
-KEPT = (12, 6, *[4] * 7)
-"""So many policies of the sweep, those of least median among the ones before, are measured again in
-one round after another: the more often they were, the less is chance."""
+SELECTION = (54, 12, 6)
+"""So many policies of the sweep, those of least median so far, are measured in one round after
+another to find those that might be best."""
+
+FINALISTS, FINAL_ROUNDS = 4, 9
+"""Those that might be best, and rounds in which they and the planned one are measured anew: that
+they were the best of many they owe to chance, too, which must not count."""
 
 
 def paper_rows() -> list[Row]:
@@ -282,33 +286,44 @@ def _machine_row(configuration: Configuration, row: TrialRow, hardware: Hardware
 
 
 def sweep_rows(configuration: Configuration, machine: Machine, *, number: int) -> Iterator[Row]:
-    """Measure the planned policy and all others; then those that might be best, some times more.
+    """Measure the planned policy and all others; then those that might be best beside it, anew.
 
-    The best of many that were measured once would owe that to chance.
+    What one round measured is compared with that alone, as the machine may be slow for a while.
     """
     configuration = configuration.with_part(machine.part)
     hardware = machine.rates()
-    policies = [("planned", _planned(configuration, hardware))]
-    policies += [("swept", policy) for policy in swept_policies()]
-    best = [*range(1, len(policies))]
+    policies = [_planned(configuration, hardware), *swept_policies()]
     seconds: list[list[float]] = [[] for _ in policies]
-    with tqdm(
-        total=len(policies) + sum(1 + kept for kept in KEPT),
-        desc=f"policies of opt-{configuration.size}, {configuration.compression}",
-        unit="run",
-    ) as bar:
-        for kept in (len(best), *KEPT):
+    total = sum(SELECTION) + FINAL_ROUNDS * (1 + FINALISTS)
+    name = f"policies of opt-{configuration.size}, {configuration.compression}"
+    with tqdm(total=total, desc=name, unit="run") as bar:
+
+        def measure(index: int) -> float:
+            row = machine.measure(
+                configuration, policies[index], number=number + index, stage=SWEEP
+            )
+            bar.update()
+            return row.total_s
+
+        best = [*range(1, len(policies))]
+        for kept in SELECTION:
             best = sorted(best, key=lambda index: median(seconds[index] or [0.0]))[:kept]
-            for index in (0, *best):
-                _, policy = policies[index]
-                row = machine.measure(configuration, policy, number=number + index, stage=SWEEP)
-                seconds[index].append(row.total_s)
-                bar.update()
-    for (kind, policy), took in zip(policies, seconds, strict=True):
+            for index in best:
+                seconds[index].append(measure(index))
+        best = sorted(best, key=lambda index: median(seconds[index]))[:FINALISTS]
+        finals: dict[int, list[float]] = {index: [] for index in (0, *best)}
+        for turn in range(FINAL_ROUNDS):
+            for index in sorted(finals, reverse=turn % 2 == 1):
+                finals[index].append(measure(index))
+    for index, policy in enumerate(policies):
+        took = finals.get(index, seconds[index])
+        ratio = None
+        if index in finals:
+            ratio = median(p / this for p, this in zip(finals[0], took, strict=True))
         yield {
             "model": f"opt-{configuration.size}",
             "compression": configuration.compression,
-            "kind": kind,
+            "kind": "swept" if index else "planned",
             "micro_batch_tokens": policy["micro_batch_tokens"],
             "micro_batch_size": policy["micro_batch_size"],
             "weights_on_disk": policy["weights"]["disk"],
@@ -316,6 +331,7 @@ def sweep_rows(configuration: Configuration, machine: Machine, *, number: int) -
             "predicted_s": _predicted(configuration, policy, hardware).predicted_s,
             "measured_s": median(took),
             "times": len(took),
+            "planned_over_this": ratio,
         }
 
 
@@ -364,10 +380,11 @@ def ratios(rows: Sequence[Row]) -> dict[str, float]:
         swept = [
             row for row in rows if "kind" in row and (row["model"], row["compression"]) == name
         ]
-        [planned] = [_number(row, "measured_s") for row in swept if row["kind"] == "planned"]
-        most = max(_number(row, "times") for row in swept)
-        best = min(_number(row, "measured_s") for row in swept if row["times"] == most)
-        found[f"sweep_{name[0]}_{name[1]}_planned_over_best"] = planned / best
+        found[f"sweep_{name[0]}_{name[1]}_planned_over_best"] = max(
+            _number(row, "planned_over_this")
+            for row in swept
+            if row["planned_over_this"] is not None
+        )
     return {name: round(value, 3) for name, value in found.items()}
 
 
