@@ -40,9 +40,9 @@ LONG_WORKLOAD = 2000
 
 ON_DISK: Mapping[str, float] = {"disk": 1.0}
 
-SELECTION = (54, 12, 6)
-"""So many policies of the sweep, those of least median so far, are measured in one round after
-another to find those that might be best."""
+KEPT = (12, 6)
+"""When all policies of the sweep were measured once, so many, those of least median so far, are
+measured again in one round after another, to find those that might be best."""
 
 FINALISTS, FINAL_ROUNDS = 4, 9
 """Those that might be best, and rounds in which they and the planned one are measured anew: that
@@ -294,7 +294,8 @@ def sweep_rows(configuration: Configuration, machine: Machine, *, number: int) -
     hardware = machine.rates()
     policies = [_planned(configuration, hardware), *swept_policies()]
     seconds: list[list[float]] = [[] for _ in policies]
-    total = sum(SELECTION) + FINAL_ROUNDS * (1 + FINALISTS)
+    best = [*range(1, len(policies))]
+    total = len(best) + sum(KEPT) + FINAL_ROUNDS * (1 + FINALISTS)
     name = f"policies of opt-{configuration.size}, {configuration.compression}"
     with tqdm(total=total, desc=name, unit="run") as bar:
 
@@ -305,12 +306,10 @@ def sweep_rows(configuration: Configuration, machine: Machine, *, number: int) -
             bar.update()
             return row.total_s
 
-        best = [*range(1, len(policies))]
-        for kept in SELECTION:
-            best = sorted(best, key=lambda index: median(seconds[index] or [0.0]))[:kept]
+        for kept in (*KEPT, FINALISTS):
             for index in best:
                 seconds[index].append(measure(index))
-        best = sorted(best, key=lambda index: median(seconds[index]))[:FINALISTS]
+            best = sorted(best, key=lambda index: median(seconds[index]))[:kept]
         finals: dict[int, list[float]] = {index: [] for index in (0, *best)}
         for turn in range(FINAL_ROUNDS):
             for index in sorted(finals, reverse=turn % 2 == 1):

@@ -76,7 +76,7 @@ class Shape:
             weights_on_disk=policy.weights.disk > 0,
             cache_on_disk=policy.cache.disk > 0,
             cache_limited=policy.cache_bytes is not None,
-            captured=policy.cuda_graphs and policy.all_on_device,
+            captured=policy.captures_decode,
         )
 
     @property
@@ -140,6 +140,11 @@ class BlockLoad:
     decode_passes: int
 
     @property
+    def decode_tokens(self) -> float:
+        """Tokens of all blocks that are computed in decode."""
+        return self.num_blocks * self.decode_passes * self.sequences
+
+    @property
     def passes_with_decode(self) -> int:
         """Passes of all blocks in which anything is in decode.
 
@@ -154,8 +159,7 @@ class BlockLoad:
     @property
     def decoding(self) -> float:
         """Sequences in decode in such a pass, on average."""
-        tokens = self.num_blocks * self.decode_passes * self.sequences
-        return tokens / max(1, self.passes_with_decode)
+        return self.decode_tokens / max(1, self.passes_with_decode)
 
     @classmethod
     def of(cls, lengths: RequestLengths, shape: Shape, execution: Execution) -> BlockLoad:
@@ -263,7 +267,7 @@ class _Costs:
 
     def decode(self) -> Terms:
         passes = self.load.num_blocks * self.load.decode_passes
-        tokens = passes * self.load.sequences
+        tokens = self.load.decode_tokens
         rows = self._decode_rows()
         micro_batches = ceil(self.load.decoding / rows) * self.load.passes_with_decode
         attended = self._attended(tokens)

@@ -24,7 +24,7 @@ from flexgen_helm.runtime.head import Head
 from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.memory_watch import MemoryWatch, is_out_of_memory
-from flexgen_helm.runtime.model_pass import MicroBatch, ModelPass
+from flexgen_helm.runtime.model_pass import MicroBatch, ModelPass, num_rows
 from flexgen_helm.runtime.pools import Pool, group, repack
 from flexgen_helm.runtime.repeated_passes import RepeatedPasses
 from flexgen_helm.runtime.segments import KeptPrefix
@@ -261,9 +261,8 @@ class BlockExecutor:
         micro_batches: list[MicroBatch] = [*prefill, *decode]
         num_decoding = sum(len(micro_batch.sequences) for micro_batch in decode)
         num_tokens = num_decoding + sum(block.num_computed_tokens for _, block in blocks)
-        num_rows = sum(len(micro_batch.token_ids) for micro_batch in micro_batches)
-        num_rows += self._repeated.idle_rows
-        share = replace(cost, padding_rows=num_rows - num_tokens) / max(1, num_tokens)
+        rows = num_rows(micro_batches) + self._repeated.idle_rows
+        share = replace(cost, padding_rows=rows - num_tokens) / max(1, num_tokens)
         batch = num_decoding + sum(block.num_sequences for _, block in blocks)
         for micro_batch in decode:
             for sequence in micro_batch.sequences:

@@ -84,8 +84,7 @@ class Loader:
     def _capture(self, policy: Policy) -> Capture | None:
         # Sparse attention looks at lengths while it computes.
         dense = self.setup.compression.attention_percent is None
-        repeats = policy.cuda_graphs and policy.all_on_device and dense
-        return capture_on(self.device) if repeats else None
+        return capture_on(self.device) if policy.captures_decode and dense else None
 
     def _spill(
         self, arrangement: Arrangement, at_once: int, link: Link | None, waiting: Waiting

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -23,6 +23,11 @@ from flexgen_helm.specs.chunks import LINKED_READS_IN_MEMORY, READS_BEHIND, READ
 from flexgen_helm.specs.placement import ON_DEVICE, Placement
 
 MicroBatch = PrefillMicroBatch | DecodeMicroBatch
+
+
+def num_rows(micro_batches: Iterable[MicroBatch]) -> int:
+    """Rows of all of them together."""
+    return sum(len(micro_batch.token_ids) for micro_batch in micro_batches)
 
 
 class _Begun(NamedTuple):
@@ -60,8 +65,7 @@ class ModelPass:
         """What memory of the device is filled through, ahead of its use."""
         self._marks: deque[Mark] = deque()
         """Behind reads whose use was given to the device."""
-        num_rows = sum(len(mb.token_ids) for mb in micro_batches)
-        self._packed = model.multiplies_packed and num_rows <= kernels.FEW_ROWS
+        self._packed = model.multiplies_packed and num_rows(micro_batches) <= kernels.FEW_ROWS
         """Whether weights stay as they are stored, as few rows are multiplied with them. What is
         dequantized serves all micro-batches: it is for rows of the pass, whatever each has."""
 

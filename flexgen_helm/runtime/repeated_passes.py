@@ -10,12 +10,13 @@ it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from flexgen_helm.runtime.cuda_graphs import Capture, CaptureError, Compute, Replay
 from flexgen_helm.runtime.decode import DecodeMicroBatch
+from flexgen_helm.runtime.model_pass import num_rows
 
 
 class RepeatedPasses:
@@ -42,7 +43,6 @@ class RepeatedPasses:
         Raises:
             CaptureError: none is captured from now on, and this one must begin anew.
         """
-        self.idle_rows = 0
         if self._capture is None:
             return compute()
         if not self._repeats(micro_batches):
@@ -64,7 +64,7 @@ class RepeatedPasses:
             captured.take_over(micro_batch)
             for captured, micro_batch in zip(self._last, micro_batches, strict=True)
         ]
-        self.idle_rows = _num_rows(self._last) - _num_rows(micro_batches)
+        self.idle_rows = num_rows(self._last) - num_rows(micro_batches)
         return [result[where] for result, where in zip(self._replay(), rows, strict=True)]
 
     def _repeats(self, micro_batches: Sequence[DecodeMicroBatch]) -> bool:
@@ -79,7 +79,7 @@ class RepeatedPasses:
                 micro_batch.repeats(earlier)
                 for micro_batch, earlier in zip(micro_batches, self._last, strict=True)
             )
-            and (self._replay is not None or _num_rows(micro_batches) == _num_rows(self._last))
+            and (self._replay is not None or num_rows(micro_batches) == num_rows(self._last))
         )
 
     def forget(self) -> None:
@@ -93,7 +93,3 @@ class RepeatedPasses:
         self.forget()
         self._capture = None
         return had_memory
-
-
-def _num_rows(micro_batches: Iterable[DecodeMicroBatch]) -> int:
-    return sum(len(micro_batch.token_ids) for micro_batch in micro_batches)

@@ -74,10 +74,11 @@ class Policy:
             )
 
     @property
-    def all_on_device(self) -> bool:
-        """Whether the device needs nothing from elsewhere."""
+    def captures_decode(self) -> bool:
+        """Whether a GPU, which then needs nothing from elsewhere, replays passes of decode."""
         placed = (self.weights, self.cache, self.activations)
-        return self.attention == "device" and all(each == ON_DEVICE for each in placed)
+        all_there = self.attention == "device" and all(each == ON_DEVICE for each in placed)
+        return self.cuda_graphs and all_there
 
     @property
     def spills(self) -> bool:

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flexgen_helm.runtime.cuda_graphs import CaptureError
+from tests.offload.fake_link import GARBAGE
 
 
 class FakeCapture:
@@ -80,6 +81,3 @@ def _tensors(tree):
 
 def _memory(tensor):
     return None if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
-
-
-GARBAGE = 77
