@@ -43,10 +43,11 @@ def capture_on(device: torch.device) -> Capture | None:
 
 
 class CudaCapture:
-    """Captures on a stream of its own; graphs, of which there is one at a time, share memory.
+    """Captures on a stream of its own.
 
     What PyTorch holds of the device without using it is given back first: a graph's memory is its
-    own, and there may be no other left.
+    own, and there may be no other left. Graphs share none: PyTorch lets only those that are alive
+    do so, and there is one at a time.
 
     Args:
         device: what computes.
@@ -54,19 +55,19 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
-        self._memory = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Compute) -> Replay:
         graph = torch.cuda.CUDAGraph()
         capturing = torch.cuda.graph(
             graph,
-            pool=self._memory,
             stream=self._stream,
             # Other threads may ask CUDA for what cannot be captured: it is not of this pass.
             capture_error_mode="thread_local",
         )
+        current = torch.cuda.current_stream(self._stream.device)
         try:
-            with _without_collection(), capturing:
+            # Where capturing fails, it leaves its own stream the current one.
+            with _without_collection(), torch.cuda.stream(current), capturing:
                 results = compute()
         except RuntimeError as error:  # also torch.OutOfMemoryError
             raise CaptureError(str(error)) from error

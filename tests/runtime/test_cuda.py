@@ -94,7 +94,7 @@ def test_no_step_waits_for_the_device(checkpoint, placement, tmp_path, monkeypat
     from flexgen_helm.runtime import executor
 
     class Watched(executor.ModelPass):
-        def run(self, blocks):
+        def run(self, blocks=()):
             torch.cuda.set_sync_debug_mode("error")
             try:
                 return super().run(blocks)
