@@ -224,6 +224,12 @@ class CachePool:
         """Begin what `read` will wait for; return the bytes of memory this takes."""
         return sum(room.begin_read() for room in self._rooms(layer, on_host=on_host))
 
+    def begin_read_top(self, layer: int, *, on_host: bool = False) -> int:
+        """Begin what `read_keys` and `values_at` will wait for, likewise."""
+        keys, _ = self._layers[layer]
+        keys = keys.stored if on_host else keys
+        return keys.begin_read() + self._chosen_values(layer, on_host=on_host).begin_read()
+
     def forget_reads(self) -> None:
         """Give up the host's memory of what was begun to be read."""
         for rooms in self._layers:
@@ -266,19 +272,23 @@ class CachePool:
         with keys.read() as rows:
             yield self._format.by_head(move(rows, HOST if on_host else self._format.device))
 
-    def values_at(self, layer: int, positions: Tensor) -> Tensor:
+    def values_at(self, layer: int, positions: Tensor, *, on_host: bool = False) -> Tensor:
         """Return the values at some positions of each slot, [b, h, k] -> [b, h, k, d].
 
         Only these are moved to where `positions` is, unless they are compressed: there a position's
         codes are those of all heads.
         """
-        _, values = self._rooms(layer, on_host=True)
-        with values.read() as rows:
+        with self._chosen_values(layer, on_host=on_host).read() as rows:
             if self._format.compressed:
                 rows = move(rows, positions.device)
             by_head = self._format.by_head(rows)
             chosen = positions[..., None].to(by_head.device)
             return by_head.take_along_dim(chosen, dim=2).to(positions.device)
+
+    def _chosen_values(self, layer: int, *, on_host: bool) -> Room:
+        """Room that `values_at` reads."""
+        _, values = self._layers[layer]
+        return values if self._format.compressed and not on_host else values.stored
 
     def _rooms(self, layer: int, *, on_host: bool) -> list[Room]:
         """Rooms of keys and values: for the host those that hold them, without the link."""

@@ -302,7 +302,8 @@ class LinkedRoom:
         return self._room.num_bytes
 
     def forget_read(self) -> None:
-        pass  # it is the device's
+        if self._ahead is None:  # otherwise it is the device's
+            self._room.forget_read()
 
     @contextmanager
     def read(self) -> Iterator[Rows]:

@@ -64,7 +64,7 @@ class Shape:
     """Whether passes of decode are captured as CUDA graphs."""
 
     @classmethod
-    def of(cls, policy: Policy, cached_tokens: int) -> Shape:
+    def of(cls, setup: Setup, policy: Policy, cached_tokens: int) -> Shape:
         """Return that of a policy, with room for so many tokens in the KV cache."""
         return cls(
             micro_batch_size=policy.micro_batch_size,
@@ -76,7 +76,7 @@ class Shape:
             weights_on_disk=policy.weights.disk > 0,
             cache_on_disk=policy.cache.disk > 0,
             cache_limited=policy.cache_bytes is not None,
-            captured=policy.captures_decode,
+            captured=setup.captures_decode(policy),
         )
 
     @property
@@ -479,11 +479,20 @@ class _Costs:
 
     def _brought(self, tokens: float) -> Linear:
         """What some tokens in decode attend to and is not on the device, with the room there."""
-        read = self._stored_bytes(tokens * self._mean_own_len)
-        room = self._stored_bytes(tokens * self._mean_room)
+        brought = tokens * self._brought_part
+        read = self._stored_bytes(brought * self._mean_own_len)
+        room = self._stored_bytes(brought * self._mean_room)
         return self._copied("cache", read, up=True) + self._copied(
             "cache", room, up=True, tiers=(Tier.HOST,)
         )
+
+    @property
+    def _brought_part(self) -> float:
+        """All keys and, with sparse attention, values that are picked out where they are."""
+        compression = self.setup.compression
+        if compression.attention_percent is None or compression.cache_bits is not None:
+            return 1.0
+        return (1 + compression.attention_percent / 100) / 2
 
     def _copied(
         self, placed: str, num_bytes: float, *, up: bool, tiers: tuple[Tier, ...] = OFF_DEVICE

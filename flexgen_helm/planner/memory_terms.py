@@ -214,7 +214,7 @@ def _captured_pass(setup: Setup, policy: Policy) -> int:
     keys, values, what is attended to of its own and of what is shared, their norm, [n, f] and its
     product; and memory that cuBLAS works in.
     """
-    if setup.unified or not policy.captures_decode:
+    if setup.unified or not setup.captures_decode(policy):
         return 0
     spec = setup.spec
     widths = 8 * spec.hidden_size + spec.ffn_size

@@ -197,7 +197,7 @@ def predict(
         execution: whose way of running it.
     """
     setup = setup_for(spec, compression, hardware)
-    shape = Shape.of(policy, cached_tokens)
+    shape = Shape.of(setup, policy, cached_tokens)
     return _assemble(setup, hardware, workload, budget or MemoryBudget(), shape, policy, execution)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
+from flexgen_helm.specs.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,3 +20,8 @@ class Setup:
 
     unified: bool
     """Whether device and host are one memory."""
+
+    def captures_decode(self, policy: Policy) -> bool:
+        """Whether a GPU replays passes of decode; sparse attention has to look at lengths."""
+        dense = self.compression.dense_attention
+        return policy.cuda_graphs and policy.stays_on_device and dense

@@ -79,7 +79,7 @@ class DecodeMicroBatch:
             self._pools, later._pools, self._pool_inputs, later._pool_inputs, strict=True
         ):
             members = row_index([number - mine.start for number in numbers[theirs]], device)
-            inputs.positions[members] = new.positions
+            inputs.cells.positions[members] = new.cells.positions
             inputs.ends.copy_(new.ends)
         return rows
 

@@ -85,7 +85,7 @@ class Model:
     @property
     def attends_apart(self) -> bool:
         """Whether the host attends while the device computes."""
-        dense = self.compression.attention_percent is None
+        dense = self.compression.dense_attention
         return self.link is not None and self.attention_on_host and dense
 
     @property
@@ -95,7 +95,7 @@ class Model:
         A device multiplies with few rows as fast as with many: what is read at once, which takes
         its memory, should not say how many there are.
         """
-        dense = self.compression.attention_percent is None
+        dense = self.compression.dense_attention
         return self.link is not None and not self.attention_on_host and dense
 
     @property

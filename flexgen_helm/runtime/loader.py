@@ -18,13 +18,12 @@ from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.runtime.allocator import loading_weights
 from flexgen_helm.runtime.arrangement import Arrangement
-from flexgen_helm.runtime.cuda_graphs import Capture, capture_on
+from flexgen_helm.runtime.cuda_graphs import capture_on
 from flexgen_helm.runtime.detokenizer import Tokenizer
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.chunks import spill_memory
 from flexgen_helm.specs.placement import ON_DEVICE, Tier
-from flexgen_helm.specs.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +76,9 @@ class Loader:
             spill=self._spill(arrangement, at_once, link, waiting) if policy.spills else None,
             spilled_at_once=at_once,
             link=link,
-            capture=self._capture(policy),
+            capture=capture_on(self.device) if self.setup.captures_decode(policy) else None,
             waiting=waiting,
         )
-
-    def _capture(self, policy: Policy) -> Capture | None:
-        # Sparse attention looks at lengths while it computes.
-        dense = self.setup.compression.attention_percent is None
-        return capture_on(self.device) if policy.captures_decode and dense else None
 
     def _spill(
         self, arrangement: Arrangement, at_once: int, link: Link | None, waiting: Waiting

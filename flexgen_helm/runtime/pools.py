@@ -74,16 +74,13 @@ class PoolInputs(NamedTuple):
     """
 
     ends: Tensor
-    """Positions that each slot has [b]."""
+    """Positions that each slot has [b], where attention is computed."""
 
     used: Tensor
-    """Slots that are in use [n]."""
+    """Slots that are in use [n], likewise."""
 
-    slots: Tensor
-    """Of each row [n]."""
-
-    positions: Tensor
-    """Where, in its slot, each row goes [n]."""
+    cells: RowCells
+    """Where each of n rows goes."""
 
 
 class Pool:
@@ -171,18 +168,19 @@ class Pool:
     def begin_token(self) -> PoolInputs:
         """Prepare what is the same in all layers."""
         lengths = [member.own_len for member in self.members]
-        self._cells = RowCells(range(len(lengths)), self._slots, lengths, self._model.device)
-        self._used = self._model.indices(self._slots)
+        cells = RowCells(range(len(lengths)), self._slots, lengths, self._model.device)
         ends = self._model.indices([0] * self.cache.num_slots)
-        ends[self._used] = self._model.indices(lengths)
-        device = self._model.attention_device
-        self._ends, self._used = ends.to(device), self._used.to(device)
+        ends[cells.slots] = cells.positions
+        attending = self._model.attention_device
+        self._inputs = PoolInputs(ends.to(attending), cells.slots.to(attending), cells)
         self._masks: dict[tuple[int, int], Tensor] = {}
-        return PoolInputs(self._ends, self._used, self._cells.slots, self._cells.positions)
+        return self._inputs
 
     def begin_read(self, layer: int) -> int:
-        """Begin to read what `attend` will wait for; return the bytes of memory this takes."""
-        return self.cache.begin_read(layer, on_host=self._model.attention_on_host)
+        """Begin to read what attention will wait for; return the bytes of memory this takes."""
+        dense = self._model.compression.dense_attention
+        begin = self.cache.begin_read if dense else self.cache.begin_read_top
+        return begin(layer, on_host=self._model.attention_on_host)
 
     def attend(self, layer: int, queries: Tensor, new: KeysValues) -> Attended:
         """Attention, in a layer, of each sequence's new position [b, h, d] to what is its own.
@@ -193,7 +191,7 @@ class Pool:
         attend = self._attend_stored if self._has_kernel else self._attend_parts
         attended = attend(layer, q, own_keys, own_values)
         on_host = self._model.attention_on_host
-        self.cache.write(layer, self._cells.on(queries.device), new, on_host=on_host)
+        self.cache.write(layer, self._inputs.cells.on(queries.device), new, on_host=on_host)
         return Attended(*map(self._by_row, attended))
 
     def _attend_stored(self, layer: int, q: Tensor, keys: Tensor, values: Tensor) -> Attended:
@@ -201,7 +199,7 @@ class Pool:
         with self.cache.read_stored(layer) as (past_keys, past_values):
             assert isinstance(past_keys, QuantizedTensor), "kernels are for compressed caches"
             assert isinstance(past_values, QuantizedTensor), "likewise"
-            past = kernels.attend(q, past_keys, past_values, self._ends)
+            past = kernels.attend(q, past_keys, past_values, self._inputs.ends)
         merge_(attended, Attended(*past))
         return attended
 
@@ -231,19 +229,21 @@ class Pool:
         thresholds: Tensor,
     ) -> Attended:
         """Do as `attend` does, with that part of the past whose scores reach a threshold [n, h]."""
-        device = self._model.attention_device
+        device, on_host = self._model.attention_device, self._model.attention_on_host
         q, own_keys, own_values = (x.to(device) for x in _by_head(queries, new))
-        top_values = self._by_row(self.cache.values_at(layer, self._by_slot(top.positions)))
+        positions = self._by_slot(top.positions)
+        top_values = self._by_row(self.cache.values_at(layer, positions, on_host=on_host))
         attended = attend_top(q, own_keys, own_values, top, top_values, thresholds.to(device))
-        self.cache.write(layer, self._cells, new)
+        self.cache.write(layer, self._inputs.cells, new)
         return attended.to(queries.device)
 
     def _mask(self, num_positions: int, num_last: int = 0) -> Tensor:
         """Where, of the first positions, a slot has none [b, t], its last ones being elsewhere."""
         mask = self._masks.get((num_positions, num_last))
         if mask is None:
-            positions = torch.arange(num_positions, device=self._ends.device)
-            mask = positions >= self._ends[:, None] - num_last
+            ends = self._inputs.ends
+            positions = torch.arange(num_positions, device=ends.device)
+            mask = positions >= ends[:, None] - num_last
             self._masks[num_positions, num_last] = mask
         return mask
 
@@ -253,12 +253,12 @@ class Pool:
         if len(self._slots) == self.cache.num_slots:
             return rows
         slots = rows.new_zeros(self.cache.num_slots, *rows.shape[1:])
-        slots[self._used] = rows
+        slots[self._inputs.used] = rows
         return slots
 
     def _by_row(self, slots: Tensor) -> Tensor:
         """Undo `_by_slot`, where attention is computed."""
-        return slots if len(self._slots) == self.cache.num_slots else slots[self._used]
+        return slots if len(self._slots) == self.cache.num_slots else slots[self._inputs.used]
 
 
 def make_pools(members: Iterable[Decoding], size: int, model: Model) -> list[Pool]:

@@ -170,7 +170,7 @@ def describe(compression: Compression) -> str:
         text = f"{weights}-bit weights and KV cache"
     if compression.quantized and compression.group_size != DEFAULT_GROUP_SIZE:
         text += f", groups of {compression.group_size}"
-    if compression.attention_percent is not None:
+    if not compression.dense_attention:
         sparse = f"attention to the top {compression.attention_percent} % of values"
         text = f"{text}, {sparse}" if text else sparse
     return text

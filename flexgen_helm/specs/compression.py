@@ -65,7 +65,12 @@ class Compression:
     @property
     def enabled(self) -> bool:
         """Whether anything is approximated."""
-        return self.quantized or self.attention_percent is not None
+        return self.quantized or not self.dense_attention
+
+    @property
+    def dense_attention(self) -> bool:
+        """Whether a token in decode reads all of its past."""
+        return self.attention_percent is None
 
     @property
     def label(self) -> str:
@@ -78,7 +83,7 @@ class Compression:
             f"g{self.group_size}"
             if self.quantized and self.group_size != DEFAULT_GROUP_SIZE
             else "",
-            f"top{self.attention_percent}" if self.attention_percent is not None else "",
+            "" if self.dense_attention else f"top{self.attention_percent}",
         ]
         return "-".join(part for part in parts if part)
 

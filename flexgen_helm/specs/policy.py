@@ -74,11 +74,10 @@ class Policy:
             )
 
     @property
-    def captures_decode(self) -> bool:
-        """Whether a GPU, which then needs nothing from elsewhere, replays passes of decode."""
+    def stays_on_device(self) -> bool:
+        """Whether the device does everything, and needs nothing from elsewhere."""
         placed = (self.weights, self.cache, self.activations)
-        all_there = self.attention == "device" and all(each == ON_DEVICE for each in placed)
-        return self.cuda_graphs and all_there
+        return self.attention == "device" and all(each == ON_DEVICE for each in placed)
 
     @property
     def spills(self) -> bool:

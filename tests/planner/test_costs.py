@@ -238,12 +238,14 @@ def test_head_steps_and_drawing():
 
 def test_steps_of_a_captured_pass_are_cheaper_in_decode():
     hardware = replace(GPU, captured_step_s=1e-6)
-    for policy, step_s in (
-        (Policy(), 1e-6),
-        (Policy(cuda_graphs=False), 1e-4),
-        (Policy(activations=Placement(host=1)), 1e-4),
+    for label, policy, step_s in (
+        ("none", Policy(), 1e-6),
+        ("none", Policy(cuda_graphs=False), 1e-4),
+        ("none", Policy(activations=Placement(host=1)), 1e-4),
+        ("top10", Policy(), 1e-4),
     ):
-        shape = replace(SHAPE, captured=Shape.of(policy, cached_tokens=1).captured)
+        setup = setup_of(hardware, label)
+        shape = replace(SHAPE, captured=Shape.of(setup, policy, cached_tokens=1).captured)
         steps = {
             name: constant(terms(name, Resource.COMPUTE, hardware=hardware, shape=shape)["steps"])
             for name in ("prefill", "decode")
@@ -251,6 +253,14 @@ def test_steps_of_a_captured_pass_are_cheaper_in_decode():
         before = constant(terms("decode", Resource.COMPUTE)["steps"])
         assert steps["decode"] == pytest.approx(before * step_s / 1e-4)
         assert steps["prefill"] == constant(terms("prefill", Resource.COMPUTE)["steps"])
+
+
+def test_sparse_attention_brings_all_keys_and_some_values():
+    for label, part in (("top10", 0.55), ("w4-top10", 0.55), ("none", 1), ("kv4-top10", 1)):
+        found = terms("decode", Resource.TO_DEVICE, label=label)["cache"]
+        bits = {"kv4-top10": 16 * 36 / 2000}.get(label, 1)
+        brought = part * bits * 211 * DECODE_TOKENS * CACHED_BYTES
+        assert slope(found, "cache", Tier.HOST) == pytest.approx(brought / 1e10)
 
 
 @pytest.mark.parametrize("tier", [Tier.HOST, Tier.DISK])

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from flexgen_helm import Policy
+from flexgen_helm import Compression, Engine, GenerationRequest, Policy, SamplingParams
 from flexgen_helm.offload.link import Lane
 from flexgen_helm.runtime import loader
 from flexgen_helm.specs import policy as policy_module
@@ -46,6 +46,26 @@ def test_sparse_attention_is_the_same(checkpoint, sparse_label, links, tmp_path)
     for cache, attention in product(["disk", "host", "all tiers"], ["device", "host"]):
         policy = Policy(cache=PLACEMENTS[cache], attention=attention, micro_batch_size=3)
         assert_equal(run(checkpoint, sparse_label, policy, offload_dir=tmp_path), expected)
+
+
+def test_sparse_attention_brings_keys_alone(checkpoint, links, tmp_path):
+    """But for the values it attends to, which are picked out where they are."""
+    asked = [
+        GenerationRequest(prompt_token_ids=[5 + i] * 20, sampling=SamplingParams(max_tokens=8))
+        for i in range(4)
+    ]
+    for label in ("none", "top20"):
+        with Engine.from_pretrained(
+            checkpoint,
+            compression=Compression.parse(label),
+            dtype="float32",
+            policy=Policy(cache=Placement(host=1)),
+            offload_dir=tmp_path,
+        ) as engine:
+            results = engine.generate(asked)
+        assert [len(result.completions[0].token_ids) for result in results] == [8] * 4
+    dense, sparse = (link.copied[Lane.CACHE] for link in links)
+    assert sparse == dense / 2 > 0
 
 
 def test_a_layer_passes_the_link_once_a_pass(checkpoint, links, tmp_path):
