@@ -111,7 +111,8 @@ def plan_memory(
         if _is_one_block(policy, workload, plan.cache_tokens):
             dequantized = workload.cached_tokens * setup.spec.hidden_size * setup.dtype_bytes
             reuses = setup.unified and dequantized < REUSED_BYTES
-            plan = _plan(setup, filled, budget, replace(filling, apart=True), reuses=reuses)
+            filling = replace(filling, apart=True, cached=workload.cached_tokens)
+            plan = _plan(setup, filled, budget, filling, reuses=reuses)
     if plan.cache_tokens is not None and plan.cache_tokens < 1:
         nearest = nearest_policy(setup, policy, budget)
         advice = (

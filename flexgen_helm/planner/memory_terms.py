@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import inf
+from math import ceil, inf
 
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.chunks import (
@@ -60,6 +60,9 @@ class Filling:
 
     apart: bool = False
     """Whether nothing is in decode while prompts are computed."""
+
+    cached: float = inf
+    """Tokens in the KV cache, with padding, at most; all are stored in one pass if `apart`."""
 
 
 def fixed_terms(setup: Setup, policy: Policy, filling: Filling | None = None) -> dict[str, Bytes]:
@@ -238,8 +241,15 @@ def _cache_on_its_way(setup: Setup, policy: Policy, filling: Filling) -> float:
     rows = policy.micro_batch_tokens * policy.num_micro_batches
     planned = policy.spilled_at_once(spec.num_layers, linked=not setup.unified)
     written = 4 * rows * position / filling.least_filled
-    read = spill_memory(max(planned, round(spec.max_positions * position)))
-    return max(written, read) if filling.apart else written + read
+    at_once = max(planned, round(spec.max_positions * position))
+    if not filling.apart:
+        return written + spill_memory(at_once)
+    largest = None
+    if setup.unified and filling.cached < inf:
+        keys = filling.cached * position
+        # As pools are made: of equal size, but for a sequence.
+        largest = keys / max(1, ceil(keys / planned)) + filling.longest * position
+    return max(written, spill_memory(at_once, largest))
 
 
 def _cache_for_device(setup: Setup, policy: Policy) -> float:

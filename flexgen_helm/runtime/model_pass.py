@@ -87,6 +87,7 @@ class ModelPass:
                 read.turn.layer, read.number
             ),
             most_bytes=self._read_bytes,
+            most_turns=READS_IN_MEMORY // 2 if self._link is None else None,
         )
 
         def begin_read() -> None:

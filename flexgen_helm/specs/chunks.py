@@ -87,6 +87,17 @@ def spilled_at_once(cache_bytes: int | None, num_layers: int, *, linked: bool) -
     return min(most, max(LEAST_SPILLED_AT_ONCE, part))
 
 
-def spill_memory(at_once: int = MOST_SPILLED_AT_ONCE) -> int:
-    """Return the bytes of memory that reads of so many, and what is written, take together."""
-    return (READS_IN_MEMORY + 1) * at_once
+def spill_memory(at_once: int = MOST_SPILLED_AT_ONCE, largest: float | None = None) -> int:
+    """Return the bytes of memory that reads of so many, and what is written, take together.
+
+    Args:
+        at_once: that are read at once, at most.
+        largest: bytes of the largest read there is, if that is known. Of such there are six, or
+            more that take half of what may be ahead, beside what two are put in order in, and one
+            that nobody uses at the moment.
+    """
+    most = (READS_IN_MEMORY + 1) * at_once
+    if largest is None:
+        return most
+    ahead = max(READS_IN_MEMORY * largest, READS_IN_MEMORY * at_once / 2)
+    return min(most, round(ahead + 3 * largest))

@@ -119,6 +119,25 @@ def test_what_prefill_and_decode_take_of_a_block_alone_is_not_added(changes, lim
     assert taken == (max(filling, reading) if apart else filling + reading)
 
 
+@pytest.mark.parametrize(
+    ("count", "share"),
+    [
+        (40, 40),  # 21.6 MB of keys of a layer: one pool
+        (100, 50),  # 54.1 MB: two
+    ],
+)
+def test_reads_are_no_larger_than_what_there_is(count, share):
+    """Nine of a pool's, which may have one sequence more than its share."""
+    policy = Policy(cache=Placement(disk=1), micro_batch_tokens=512)
+    workload = requests(count, 32, 100)
+    largest = (share + 1) * 132 * 2048 * 2
+    plan = plan_memory(setup(), policy, MemoryBudget(), workload)
+    taken = plan.fixed["cache on its way to disk"][Tier.HOST]
+    assert taken == pytest.approx(min(9 * largest, 7 * 32 * 2**20))
+    apart = plan_memory(setup(unified=False), policy, MemoryBudget(), workload)
+    assert apart.fixed["cache on its way to disk"] == {Tier.HOST: 7 * 64 * 2**20}
+
+
 def test_sparse_attention_by_hand():
     """204.8 of 2048 positions, of 512 rows with 32 heads."""
     terms = fixed_terms(setup("top10"), Policy())

@@ -32,6 +32,12 @@ def test_more_is_brought_to_a_device_at_once():
     assert spilled_at_once(2 * 24 * 4 * 8 * MB, 24, linked=True) == 8 * MB
 
 
+def test_small_reads_take_half_of_the_memory_for_large_ones():
+    assert spill_memory(100, 90) == spill_memory(100) == 700
+    assert spill_memory(100, 60) == (6 + 3) * 60
+    assert spill_memory(100, 10) == 6 * 100 // 2 + 3 * 10
+
+
 def test_a_pool_that_is_packed_anew_takes_no_more_than_reads_do():
     """As it was read, in order, where it goes, and what is on its way to disk."""
     assert spill_memory(100) >= (3 + WRITES_IN_FLIGHT) * 100
