@@ -18,6 +18,7 @@ from flexgen_helm.specs.chunks import (
     HEAD_ROWS,
     LEAST_FILLED,
     LINKED_READS_IN_MEMORY,
+    RUN_LEN,
     spill_memory,
 )
 from flexgen_helm.specs.compression import quantized_bytes
@@ -244,12 +245,13 @@ def _cache_on_its_way(setup: Setup, policy: Policy, filling: Filling) -> float:
     at_once = max(planned, round(spec.max_positions * position))
     if not filling.apart:
         return written + spill_memory(at_once)
-    largest = None
-    if setup.unified and filling.cached < inf:
-        keys = filling.cached * position
-        # As pools are made: of equal size, but for a sequence.
-        largest = keys / max(1, ceil(keys / planned)) + filling.longest * position
-    return max(written, spill_memory(at_once, largest))
+    if not setup.unified or filling.cached == inf:
+        return max(written, spill_memory(at_once))
+    keys = filling.cached * position
+    # As pools are made: of equal size, but for a sequence.
+    largest = keys / max(1, ceil(keys / planned)) + filling.longest * position
+    run = largest * min(1, RUN_LEN / filling.longest)
+    return max(written, spill_memory(at_once, largest, run))
 
 
 def _cache_for_device(setup: Setup, policy: Policy) -> float:

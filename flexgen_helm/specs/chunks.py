@@ -87,17 +87,21 @@ def spilled_at_once(cache_bytes: int | None, num_layers: int, *, linked: bool) -
     return min(most, max(LEAST_SPILLED_AT_ONCE, part))
 
 
-def spill_memory(at_once: int = MOST_SPILLED_AT_ONCE, largest: float | None = None) -> int:
+def spill_memory(
+    at_once: int = MOST_SPILLED_AT_ONCE, largest: float | None = None, run: float = 0
+) -> int:
     """Return the bytes of memory that reads of so many, and what is written, take together.
 
     Args:
         at_once: that are read at once, at most.
         largest: bytes of the largest read there is, if that is known. Of such there are six, or
-            more that take half of what may be ahead, beside what two are put in order in, and one
-            that nobody uses at the moment.
+            more that take half of what may be ahead, and as much as two in buffers that nobody uses
+            at the moment.
+        run: bytes of `RUN_LEN` positions of such a read, which are put in order in a buffer of up
+            to twice the size, for keys and for values.
     """
     most = (READS_IN_MEMORY + 1) * at_once
     if largest is None:
         return most
     ahead = max(READS_IN_MEMORY * largest, READS_IN_MEMORY * at_once / 2)
-    return min(most, round(ahead + 3 * largest))
+    return min(most, round(ahead + 2 * largest + 4 * run))

@@ -127,13 +127,13 @@ def test_what_prefill_and_decode_take_of_a_block_alone_is_not_added(changes, lim
     ],
 )
 def test_reads_are_no_larger_than_what_there_is(count, share):
-    """Nine of a pool's, which may have one sequence more than its share."""
+    """Eight of a pool's, which may have one sequence more than its share, and four of 16 tokens."""
     policy = Policy(cache=Placement(disk=1), micro_batch_tokens=512)
     workload = requests(count, 32, 100)
-    largest = (share + 1) * 132 * 2048 * 2
+    sequences = (share + 1) * 2048 * 2
     plan = plan_memory(setup(), policy, MemoryBudget(), workload)
     taken = plan.fixed["cache on its way to disk"][Tier.HOST]
-    assert taken == pytest.approx(min(9 * largest, 7 * 32 * 2**20))
+    assert taken == pytest.approx(min(sequences * (8 * 132 + 4 * 16), 7 * 32 * 2**20))
     apart = plan_memory(setup(unified=False), policy, MemoryBudget(), workload)
     assert apart.fixed["cache on its way to disk"] == {Tier.HOST: 7 * 64 * 2**20}
 

@@ -34,8 +34,8 @@ def test_more_is_brought_to_a_device_at_once():
 
 def test_small_reads_take_half_of_the_memory_for_large_ones():
     assert spill_memory(100, 90) == spill_memory(100) == 700
-    assert spill_memory(100, 60) == (6 + 3) * 60
-    assert spill_memory(100, 10) == 6 * 100 // 2 + 3 * 10
+    assert spill_memory(100, 60, 20) == (6 + 2) * 60 + 2 * 2 * 20
+    assert spill_memory(100, 10, 2) == 6 * 100 // 2 + 2 * 10 + 2 * 2 * 2
 
 
 def test_a_pool_that_is_packed_anew_takes_no_more_than_reads_do():
