@@ -226,8 +226,7 @@ class CachePool:
 
     def begin_read_top(self, layer: int, *, on_host: bool = False) -> int:
         """Begin what `read_keys` and `values_at` will wait for, likewise."""
-        keys, _ = self._layers[layer]
-        keys = keys.stored if on_host else keys
+        keys, _ = self._rooms(layer, on_host=on_host)
         return keys.begin_read() + self._chosen_values(layer, on_host=on_host).begin_read()
 
     def forget_reads(self) -> None:

@@ -106,13 +106,13 @@ def plan_memory(
             longest=workload.longest,
             shared=workload.shared_tokens,
             head_rows=workload.head_rows,
+            cached=workload.cached_tokens,
         )
         plan = _plan(setup, filled, budget, filling)
         if _is_one_block(policy, workload, plan.cache_tokens):
             dequantized = workload.cached_tokens * setup.spec.hidden_size * setup.dtype_bytes
             reuses = setup.unified and dequantized < REUSED_BYTES
-            filling = replace(filling, apart=True, cached=workload.cached_tokens)
-            plan = _plan(setup, filled, budget, filling, reuses=reuses)
+            plan = _plan(setup, filled, budget, replace(filling, apart=True), reuses=reuses)
     if plan.cache_tokens is not None and plan.cache_tokens < 1:
         nearest = nearest_policy(setup, policy, budget)
         advice = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, inf
+from math import inf
 
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.chunks import (
@@ -19,6 +19,7 @@ from flexgen_helm.specs.chunks import (
     LEAST_FILLED,
     LINKED_READS_IN_MEMORY,
     RUN_LEN,
+    equal_share,
     spill_memory,
 )
 from flexgen_helm.specs.compression import quantized_bytes
@@ -63,7 +64,7 @@ class Filling:
     """Whether nothing is in decode while prompts are computed."""
 
     cached: float = inf
-    """Tokens in the KV cache, with padding, at most; all are stored in one pass if `apart`."""
+    """Tokens in the KV cache, with padding, at most; known, and stored in one pass, if `apart`."""
 
 
 def fixed_terms(setup: Setup, policy: Policy, filling: Filling | None = None) -> dict[str, Bytes]:
@@ -245,11 +246,10 @@ def _cache_on_its_way(setup: Setup, policy: Policy, filling: Filling) -> float:
     at_once = max(planned, round(spec.max_positions * position))
     if not filling.apart:
         return written + spill_memory(at_once)
-    if not setup.unified or filling.cached == inf:
+    if not setup.unified:
         return max(written, spill_memory(at_once))
-    keys = filling.cached * position
     # As pools are made: of equal size, but for a sequence.
-    largest = keys / max(1, ceil(keys / planned)) + filling.longest * position
+    largest = equal_share(filling.cached * position, planned) + filling.longest * position
     run = largest * min(1, RUN_LEN / filling.longest)
     return max(written, spill_memory(at_once, largest, run))
 

@@ -28,7 +28,7 @@ from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.segments import Segment
 from flexgen_helm.runtime.sequence import Sequence
-from flexgen_helm.specs.chunks import GROWTH, LEAST_FILLED
+from flexgen_helm.specs.chunks import GROWTH, LEAST_FILLED, equal_share
 
 POOL_READS = 1.5
 """What a pool costs per token beside its sequences, in times a sequence's cache is read."""
@@ -270,7 +270,7 @@ def make_pools(members: Iterable[Decoding], size: int, model: Model) -> list[Poo
     pools: list[list[Decoding]] = []
     ordered = sorted(members, key=lambda member: (-member.capacity, member.order))
     most = _most_positions(model)
-    share = _equal_share(sum(member.capacity for member in ordered), most)
+    share = equal_share(sum(member.capacity for member in ordered), most)
     for member in ordered:
         longest, count = (pools[-1][0].capacity, len(pools[-1]) + 1) if pools else (0, 1)
         fit = count <= size and count * longest <= most and (count - 1) * longest < share
@@ -338,11 +338,6 @@ def _most_positions(model: Model) -> float:
     if not moves:
         return math.inf
     return model.spilled_at_once / cache_format.bytes_per_position
-
-
-def _equal_share(positions: int, most: float) -> float:
-    """Positions of each of as few pools as possible, if none has more than `most`."""
-    return most if math.isinf(most) else positions / max(1, math.ceil(positions / most))
 
 
 def _fit(pools: Sequence_[Pool], size: int, *, at_once: bool = True) -> bool:

@@ -3,6 +3,8 @@
 Here, and not where it is used, because what plans memory must know it, too.
 """
 
+from math import ceil, isinf
+
 CHUNK_SCORES = 4 << 20
 """Attention scores computed at once, 8 MB in bfloat16: their weights replace them while they are in
 cache."""
@@ -85,6 +87,11 @@ def spilled_at_once(cache_bytes: int | None, num_layers: int, *, linked: bool) -
         return most
     part = cache_bytes // (2 * num_layers * SPILLED_PARTS)
     return min(most, max(LEAST_SPILLED_AT_ONCE, part))
+
+
+def equal_share(size: float, most: float) -> float:
+    """Return the size of each of as few equal parts as possible, if none is larger than `most`."""
+    return most if isinf(most) else size / max(1, ceil(size / most))
 
 
 def spill_memory(
