@@ -1,7 +1,9 @@
-"""What can only be seen on a GPU; the tests of everything else that CUDA runs are beside the code.
+"""What can only be seen on a CUDA device: on a simulated one and, where there is one, on a real one.
 
-Without one these are skipped, and listed by name at the end.
+Without a real one its tests are skipped, and listed by name at the end.
 """
+
+from itertools import product
 
 import pytest
 import torch
@@ -11,31 +13,37 @@ from flexgen_helm.offload.link import OWN_PINNED_BYTES, CudaLink, Lane
 from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.runtime.device_cap import cap_device_memory
 from tests.conftest import NEEDS_GPU
+from tests.runtime.conftest import GPU, SIMULATED
 from tests.runtime.test_offloading import PLACEMENTS, POLICIES, assert_equal, requests, run
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=NEEDS_GPU)
 CUDA = torch.device("cuda", 0)
 
 
-@pytest.fixture(scope="module")
-def on_device(label, checkpoint):
-    return run(checkpoint, label, Policy(), device="cuda")
+CASES = [
+    *product([SIMULATED], ["none"], POLICIES),
+    *product([SIMULATED], ["w4-kv4"], POLICIES[::3]),
+    *product([GPU], ["none", "w4-kv4"], POLICIES),
+]
 
 
-@on_gpu
-def test_tokens_are_those_of_the_cpu(checkpoint):
+def test_tokens_are_those_of_the_cpu(checkpoint, cuda):
     assert_equal(
         run(checkpoint, "none", Policy(), device="cuda"),
         run(checkpoint, "none", Policy(), device="cpu"),
     )
 
 
-@on_gpu
-@pytest.mark.parametrize("policy", POLICIES, ids=range(len(POLICIES)))
-def test_every_policy_gives_the_same_tokens(checkpoint, label, on_device, policy, tmp_path_factory):
+@pytest.mark.parametrize(
+    ("cuda", "label", "policy"),
+    [pytest.param(d.values[0], *case, marks=d.marks) for d, *case in CASES],
+    ids=[f"{d.values[0]}-{label}-{POLICIES.index(policy)}" for d, label, policy in CASES],
+    indirect=["cuda"],
+)
+def test_every_policy_gives_the_same_tokens(checkpoint, cuda, label, policy, tmp_path_factory):
     offload_dir = tmp_path_factory.getbasetemp() / "stores"
     results = run(checkpoint, label, policy, device="cuda", offload_dir=offload_dir)
-    assert_equal(results, on_device)
+    assert_equal(results, run(checkpoint, label, Policy(), device="cuda"))
 
 
 @on_gpu
@@ -64,8 +72,7 @@ def test_transformers_chooses_the_same_tokens(checkpoint, dtype):
     assert agreed >= 2
 
 
-@on_gpu
-def test_more_than_the_cap_is_refused():
+def test_more_than_the_cap_is_refused(cuda):
     try:
         cap_device_memory(CUDA, 256 << 20)
         with pytest.raises(torch.OutOfMemoryError):
@@ -74,8 +81,7 @@ def test_more_than_the_cap_is_refused():
         cap_device_memory(CUDA, None)
 
 
-@on_gpu
-def test_a_budget_is_never_exceeded(checkpoint, tmp_path):
+def test_a_budget_is_never_exceeded(checkpoint, cuda, tmp_path):
     torch.cuda.reset_peak_memory_stats(CUDA)
     before = torch.cuda.memory_allocated(CUDA)
     budget = MemoryBudget(device="150MB", host="1GB")
@@ -86,10 +92,9 @@ def test_a_budget_is_never_exceeded(checkpoint, tmp_path):
     assert torch.cuda.max_memory_allocated(CUDA) - before <= 150 * 10**6
 
 
-@on_gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 @pytest.mark.parametrize("placement", ["host", "all tiers"])
-def test_no_step_waits_for_the_device(checkpoint, placement, tmp_path, monkeypatch):
+def test_no_step_waits_for_the_device(checkpoint, cuda, placement, tmp_path, monkeypatch):
     """Between fetching the embeddings and the end of a pass, nothing asks CUDA to wait."""
     from flexgen_helm.runtime import executor
 
@@ -106,8 +111,7 @@ def test_no_step_waits_for_the_device(checkpoint, placement, tmp_path, monkeypat
     run(checkpoint, "none", policy, device="cuda", offload_dir=tmp_path)
 
 
-@on_gpu
-def test_copies_of_a_link():
+def test_copies_of_a_link(cuda):
     waiting = Waiting()
     link = CudaLink(CUDA, waiting)
     source = link.buffer(1 << 20)
@@ -124,8 +128,7 @@ def test_copies_of_a_link():
     link.close()
 
 
-@on_gpu
-def test_memory_is_not_lent_again_while_it_is_copied():
+def test_memory_is_not_lent_again_while_it_is_copied(cuda):
     """Large copies down and up again, one after another, nobody waiting for any."""
     link = CudaLink(CUDA, Waiting())
     numbers = [torch.full((OWN_PINNED_BYTES,), n, dtype=torch.uint8, device=CUDA) for n in range(9)]

@@ -10,11 +10,8 @@ from flexgen_helm import Engine, GenerationRequest, Policy, SamplingParams
 from flexgen_helm.runtime import loader
 from flexgen_helm.runtime.cuda_graphs import CudaCapture, capture_on
 from flexgen_helm.runtime.repeated_passes import RepeatedPasses
-from tests.conftest import NEEDS_GPU
 from tests.runtime.fake_capture import FakeCapture
 from tests.runtime.test_offloading import BLOCKS, PLACEMENTS, assert_equal, requests, run
-
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=NEEDS_GPU)
 
 
 @pytest.fixture
@@ -119,9 +116,8 @@ def test_a_processor_takes_no_graphs():
     assert capture_on(torch.device("cpu")) is None
 
 
-@on_gpu
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_gpu_replays_what_it_computes_step_by_step(checkpoint, label, dtype, monkeypatch):
+def test_a_gpu_replays_what_it_computes_step_by_step(checkpoint, cuda, label, dtype, monkeypatch):
     made = []
 
     class Counted(CudaCapture):

@@ -1,0 +1,112 @@
+"""Vector clocks: what was certainly done before what.
+
+Streams and threads of the host are actors. One knows of what another did only from the moment where
+it has waited for that, or for what came after it; two accesses of which neither's actor knows of
+the other can happen in any order, whatever happened here.
+"""
+
+import threading
+from collections import defaultdict
+from typing import NamedTuple
+
+import numpy as np
+
+from tests.simulated_card.frames import where
+
+
+class Actor:
+    """What does one thing after another."""
+
+    def __init__(self, name):
+        self.name = name
+        self.clock = defaultdict(int)
+
+    def learn(self, clock):
+        for actor, tick in clock.items():
+            if self.clock[actor] < tick:
+                self.clock[actor] = tick
+
+    def tick(self):
+        self.clock[self] += 1
+        return self.clock[self]
+
+    def __repr__(self):
+        return self.name
+
+
+class Access(NamedTuple):
+    actor: Actor
+    tick: int
+    cells: "Cells"
+    writes: bool
+    what: str
+    where: str
+
+    def is_known_to(self, *actors):
+        return any(actor.clock[self.actor] >= self.tick for actor in actors)
+
+    def __str__(self):
+        verb = "written" if self.writes else "read"
+        return f"{verb} by {self.what} on {self.actor} ({self.where})"
+
+
+class Cells:
+    """Bytes of memory that a tensor has."""
+
+    def __init__(self, address, shape, strides, itemsize):
+        self._shape, self._strides, self._itemsize = shape, strides, itemsize
+        self.start = address
+        reach = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        self.stop = address + (reach + 1) * itemsize if all(shape) else address
+
+    @classmethod
+    def of(cls, tensor, base=0):
+        """Those of a tensor; addresses count from `base`."""
+        address = tensor.data_ptr() - base
+        return cls(address, tensor.shape, tensor.stride(), tensor.element_size())
+
+    def overlap(self, other):
+        if self.start >= other.stop or other.start >= self.stop:
+            return False
+        return bool(np.intersect1d(self._bytes(), other._bytes()).size)
+
+    def cover(self, other):
+        dense = self.stop - self.start == int(np.prod(self._shape)) * self._itemsize
+        return dense and self.start <= other.start and other.stop <= self.stop
+
+    def _bytes(self):
+        address = np.array(self.start)
+        for count, stride in zip(self._shape, self._strides, strict=True):
+            address = address[..., None] + np.arange(count) * stride * self._itemsize
+        return (address[..., None] + np.arange(self._itemsize)).ravel()
+
+
+class Memory:
+    """Who has accessed some memory, as far as that can still matter.
+
+    Args:
+        report: called with what two actors do without waiting for each other.
+    """
+
+    def __init__(self, report):
+        self._report = report
+        self._accesses = []
+        self._lock = threading.Lock()
+
+    def access(self, actor, cells, *, writes, what):
+        """Note an access, which the actor's clock has counted already."""
+        new = Access(actor, actor.clock[actor], cells, writes, what, where())
+        with self._lock:
+            kept = []
+            for old in self._accesses:
+                known = old.is_known_to(actor)
+                if (old.writes or writes) and not known and cells.overlap(old.cells):
+                    self._report(f"memory is {new}, not waiting until it is {old}")
+                covered = cells.cover(old.cells) and known and (writes or not old.writes)
+                if not covered:
+                    kept.append(old)
+            self._accesses = [*kept, new]
+
+    def unknown_to(self, *actors):
+        """Accesses that may still be to come for some actors."""
+        return [access for access in self._accesses if not access.is_known_to(*actors)]
