@@ -3,36 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from flexgen_helm.offload.link import Lane, Link, Transit
-from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion
+from flexgen_helm.offload.spill import RecordLayout, Spill
 from flexgen_helm.specs.placement import ON_DEVICE, Placement, Tier
 
 _PARTS = (Tier.DEVICE, Tier.HOST, Tier.DISK)
 """In the order of the rows they hold."""
 
 
-@dataclass(kw_only=True)
-class _Kept:
-    """Rows of one micro-batch, the first on the device, the last on disk."""
-
-    in_memory: list[Tensor]
-    on_host: Transit | None = None
-    """On its way to the host, where that has memory of its own."""
-
-    ahead: Transit | None = None
-    """On its way back."""
-
-    on_disk: SpillRegion | None = None
+class _Away(Protocol):
+    """Rows that are not where they are computed."""
 
     def bring(self) -> None:
-        """Begin to bring what is on the host, unless that has been done."""
-        if self.on_host is not None and self.ahead is None:
-            self.ahead = self.on_host.back(Lane.CACHE)
+        """Begin what `take` will wait for, unless that has been done."""
+
+    def take(self) -> Tensor:
+        """Return them, once, where they are computed."""
+
+
+class _OnHost:
+    """In the host's memory, where the device has its own."""
+
+    def __init__(self, rows: Tensor, link: Link) -> None:
+        self._there = link.down(rows)
+        self._back: Transit | None = None
+
+    def bring(self) -> None:
+        self._back = self._back or self._there.back(Lane.CACHE)
+
+    def take(self) -> Tensor:
+        self.bring()
+        assert self._back is not None, "just begun"
+        return self._back.use()
+
+
+class _OnDisk:
+    """On disk, below the memory of what computes."""
+
+    def __init__(self, rows: Tensor, spill: Spill) -> None:
+        layout = RecordLayout.of([rows])
+        self._region = spill.region(layout.num_bytes)
+        self._region.append_copy(layout, [rows])
+
+    def bring(self) -> None:
+        self._region.begin_read()
+
+    def take(self) -> Tensor:
+        with self._region.read() as [[rows]]:
+            return rows.clone()
+
+
+class _OnDiskBehindLink:
+    """On disk, where the device has memory of its own: threads do what has to wait."""
+
+    def __init__(self, rows: Tensor, spill: Spill, link: Link) -> None:
+        layout = RecordLayout.of([rows])
+        self._link, self._region = link, spill.region(layout.num_bytes)
+        copy = link.down(rows)
+
+        def store() -> None:
+            self._region.append_copy(layout, [copy.wait()])
+
+        self._stored = link.beside(Lane.STORE, store)
+        self._back: Future[Transit] | None = None
+
+    def bring(self) -> None:
+        self._back = self._back or self._link.beside(Lane.CACHE, self._load)
+
+    def take(self) -> Tensor:
+        self.bring()
+        assert self._back is not None, "just begun"
+        with self._link.waiting.for_disk():
+            copy = self._back.result()
+        return copy.use()
+
+    def _load(self) -> Transit:
+        self._stored.result()
+        with self._region.read() as [[rows]]:
+            copy = self._link.up(rows, Lane.CACHE)
+            copy.wait()  # others will use the memory
+        return copy
+
+
+class _Kept(NamedTuple):
+    """Rows of one micro-batch, in their order."""
+
+    in_memory: list[Tensor]
+    away: list[_Away]
 
 
 class Activations:
@@ -42,7 +105,6 @@ class Activations:
 
     Args:
         placement: fractions of the rows.
-        device: what computes.
         spill: where those on disk are; `None` if the placement has none there.
         link: to the device; `None` where it has the host's memory.
     """
@@ -50,12 +112,11 @@ class Activations:
     def __init__(
         self,
         placement: Placement,
-        device: torch.device,
         spill: Spill | None,
         link: Link | None = None,
     ) -> None:
         self._placement = placement
-        self._device, self._spill, self._link = device, spill, link
+        self._spill, self._link = spill, link
         self._kept: dict[int, _Kept] = {}
         self._places: dict[int, Tensor] = {}
         """Of those that are all on the device: the same ones in all layers."""
@@ -69,41 +130,40 @@ class Activations:
             if place is not hidden:
                 place.copy_(hidden)
             return
-        kept = self._kept[micro_batch] = _Kept(in_memory=[])
+        kept = self._kept[micro_batch] = _Kept([], [])
         for tier, rows in self._parts(hidden):
-            if tier is Tier.DISK:
-                assert self._spill is not None, "activations on disk come with a spill"
-                layout = RecordLayout.of([rows])
-                kept.on_disk = self._spill.region(layout.num_bytes)
-                kept.on_disk.append_copy(layout, [rows])
-            elif tier is Tier.HOST and self._link is not None:
-                kept.on_host = self._link.down(rows)
-            else:  # a copy, as a slice would hold on to all rows
+            away = self._send(tier, rows)
+            if away is None:  # a copy, as a slice would hold on to all rows
                 kept.in_memory.append(rows.clone())
+            else:
+                kept.away.append(away)
 
     def begin_take(self, micro_batch: int) -> None:
         """Begin what `take` will wait for."""
-        kept = self._kept.get(micro_batch)
-        if kept is None:
+        if self._link is not None and not self._link.overlap:
             return
-        if kept.on_disk is not None:
-            kept.on_disk.begin_read()
-        if self._link is not None and self._link.overlap:
-            kept.bring()
+        if (kept := self._kept.get(micro_batch)) is not None:
+            for rows in kept.away:
+                rows.bring()
 
     def take(self, micro_batch: int) -> Tensor:
         """Return the hidden states of a micro-batch [n, e], which may be overwritten."""
         if self._placement == ON_DEVICE:
             return self._places[micro_batch]
         kept = self._kept.pop(micro_batch)
-        parts = kept.in_memory
-        kept.bring()
-        if kept.ahead is not None:
-            parts.append(kept.ahead.use())
-        if kept.on_disk is not None:
-            with kept.on_disk.read() as [[rows]]:
-                parts.append(rows.to(self._device, copy=True))
+        parts = [*kept.in_memory, *(rows.take() for rows in kept.away)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _send(self, tier: Tier, rows: Tensor) -> _Away | None:
+        """Begin to bring rows to a tier; return `None` if that is the memory they are in."""
+        if tier is Tier.DISK:
+            assert self._spill is not None, "activations on disk come with a spill"
+            if self._link is None:
+                return _OnDisk(rows, self._spill)
+            return _OnDiskBehindLink(rows, self._spill, self._link)
+        if tier is Tier.HOST and self._link is not None:
+            return _OnHost(rows, self._link)
+        return None
 
     def _parts(self, hidden: Tensor) -> Iterator[tuple[Tier, Tensor]]:
         start, fraction = 0, 0.0

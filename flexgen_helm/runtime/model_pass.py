@@ -58,7 +58,7 @@ class ModelPass:
     ) -> None:
         self._model = model
         self._micro_batches = micro_batches
-        self._activations = Activations(placement, model.device, model.spill, model.link)
+        self._activations = Activations(placement, model.spill, model.link)
         self._begun: dict[int, _Begun] = {}
         brings = model.cache_format.moves or placement != ON_DEVICE
         self._link = model.link if brings else None

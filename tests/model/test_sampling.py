@@ -1,10 +1,16 @@
+from dataclasses import replace
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from flexgen_helm.model.sampling import Row, SequenceRandom, distribution, sample
+from flexgen_helm.model.sampling import Row, SequenceRandom, sample
 from flexgen_helm.specs.request import GenerationRequest, SamplingParams
+from tests.model.plain_sampling import distribution
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 
@@ -89,9 +95,49 @@ def test_tiny_temperature_is_nearly_greedy():
     assert set(draw_many(SamplingParams(temperature=1e-7), 50)) == {0}
 
 
-def test_nucleus_keeps_the_smallest_set_that_reaches_top_p():
+class Uniform(NamedTuple):
+    """In the place of a sequence's random numbers."""
+
+    number: float
+
+    def uniform(self, _):
+        return self.number
+
+
+@given(
+    num_rows=st.integers(1, 40),
+    vocab_size=st.sampled_from([1, 6, 255, 256, 257, 1000]),
+    temperature=st.floats(0.05, 5),
+    top_p=st.floats(0.01, 1),
+    uniform=st.floats(0, 1, exclude_max=True),
+    seed=st.integers(0, 9),
+)
+def test_a_draw_is_where_its_number_falls_among_all_sums(
+    num_rows, vocab_size, temperature, top_p, uniform, seed
+):
+    logits = 3 * torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(seed))
+    sampling = SamplingParams(temperature=temperature, top_p=top_p)
+    rows = [Row(sampling, Uniform(uniform), ())] * num_rows
+    for row_logits, draw in zip(logits, sample(logits, rows), strict=True):
+        probabilities = distribution(row_logits, sampling)
+        end = np.cumsum(probabilities)[draw.token_id]
+        begin = end - probabilities[draw.token_id]
+        assert begin - 1e-5 <= uniform <= end + 1e-5
+        # The nucleus ends where rounding may put either of two tokens.
+        fewer = replace(sampling, top_p=min(1.0, top_p + 1e-5))
+        assert distribution(row_logits, fewer)[draw.token_id] > 0
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.6, {0, 1}), (0.01, {0}), (0.81, {0, 1, 2})])
+def test_nucleus_keeps_the_smallest_set_that_reaches_top_p(top_p, kept):
     logits = torch.tensor([0.5, 0.3, 0.2]).log()
-    kept = distribution(logits, SamplingParams(temperature=1.0, top_p=0.6))
-    assert kept == pytest.approx([0.625, 0.375, 0.0])
-    kept = distribution(logits, SamplingParams(temperature=1.0, top_p=0.01))
-    assert kept == pytest.approx([1.0, 0.0, 0.0])
+    assert set(draw_many(SamplingParams(temperature=1.0, top_p=top_p), 200, logits)) == kept
+
+
+def test_what_is_no_number_draws_a_token_that_exists():
+    """The head says then what is wrong."""
+    nan = torch.full((2, 300), torch.nan)
+    sampling = SamplingParams(temperature=1.0)
+    for draw in sample(nan, [row(sampling), row(replace(sampling, top_p=0.5))]):
+        assert 0 <= draw.token_id < 300
+        assert np.isnan(draw.logprob)

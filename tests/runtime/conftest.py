@@ -8,12 +8,10 @@ from tests.conftest import NEEDS_GPU
 from tests.simulated_card.card import Card
 from tests.simulated_card.cuda import installed
 
-GPU = pytest.param(
-    "gpu", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason=NEEDS_GPU)
-)
+HAS_GPU = torch.cuda.is_available()
+GPU = pytest.param("gpu", marks=pytest.mark.skipif(not HAS_GPU, reason=NEEDS_GPU), id="gpu")
 SIMULATED = pytest.param(
-    "simulated",
-    marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU is here"),
+    "simulated", marks=pytest.mark.skipif(HAS_GPU, reason="a real GPU is here"), id="simulated"
 )
 
 

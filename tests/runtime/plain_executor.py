@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 from flexgen_helm.model import opt
 from flexgen_helm.model.kv_cache import KeysValues
-from flexgen_helm.model.sampling import distribution
 from flexgen_helm.offload.weights import EMBEDDINGS, layer_part
 from flexgen_helm.runtime.head import Head
 from flexgen_helm.runtime.job import Job
+from tests.model.plain_sampling import distribution
 
 
 class PlainExecutor:

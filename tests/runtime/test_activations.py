@@ -7,8 +7,6 @@ from flexgen_helm.offload.spill import Spill
 from flexgen_helm.runtime.activations import Activations
 from flexgen_helm.specs.placement import Placement
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture
 def spill(tmp_path):
@@ -25,7 +23,7 @@ def spill(tmp_path):
 )
 def test_what_was_put_is_taken(spill, device, part, sizes):
     placement = Placement(device=device, host=(1 - device) * part, disk=(1 - device) * (1 - part))
-    activations = Activations(placement, CPU, spill)
+    activations = Activations(placement, spill)
     hidden = [torch.randn(size, 24) for size in sizes]
     for index, rows in enumerate(hidden):
         activations.put(index, rows)
@@ -35,7 +33,7 @@ def test_what_was_put_is_taken(spill, device, part, sizes):
 
 
 def test_fractions_are_of_the_rows(spill):
-    activations = Activations(Placement(device=0.25, host=0.25, disk=0.5), CPU, spill)
+    activations = Activations(Placement(device=0.25, host=0.25, disk=0.5), spill)
     activations.put(0, torch.zeros(4096, 256))
     assert spill.num_bytes == 4096 * 256 * 4 // 2
     assert sum(rows.nbytes for rows in activations._kept[0].in_memory) == 4096 * 256 * 4 // 2
@@ -46,6 +44,6 @@ def test_fractions_are_of_the_rows(spill):
 
 def test_what_is_on_the_device_is_not_copied():
     hidden = torch.zeros(5, 3)
-    activations = Activations(Placement(device=1), CPU, None)
+    activations = Activations(Placement(device=1), None)
     activations.put(7, hidden)
     assert activations.take(7) is hidden

@@ -1,4 +1,4 @@
-"""What can only be seen on a CUDA device: on a simulated one and, where there is one, on a real one.
+"""What only CUDA devices show: a simulated one and, where there is one, a real one.
 
 Without a real one its tests are skipped, and listed by name at the end.
 """
@@ -36,8 +36,8 @@ def test_tokens_are_those_of_the_cpu(checkpoint, cuda):
 
 @pytest.mark.parametrize(
     ("cuda", "label", "policy"),
-    [pytest.param(d.values[0], *case, marks=d.marks) for d, *case in CASES],
-    ids=[f"{d.values[0]}-{label}-{POLICIES.index(policy)}" for d, label, policy in CASES],
+    [pytest.param(*device.values, *case, marks=device.marks) for device, *case in CASES],
+    ids=[f"{device.id}-{label}-{POLICIES.index(policy)}" for device, label, policy in CASES],
     indirect=["cuda"],
 )
 def test_every_policy_gives_the_same_tokens(checkpoint, cuda, label, policy, tmp_path_factory):
@@ -93,7 +93,7 @@ def test_a_budget_is_never_exceeded(checkpoint, cuda, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
-@pytest.mark.parametrize("placement", ["host", "all tiers"])
+@pytest.mark.parametrize("placement", ["host", "disk", "all tiers"])
 def test_no_step_waits_for_the_device(checkpoint, cuda, placement, tmp_path, monkeypatch):
     """Between fetching the embeddings and the end of a pass, nothing asks CUDA to wait."""
     from flexgen_helm.runtime import executor
@@ -107,7 +107,8 @@ def test_no_step_waits_for_the_device(checkpoint, cuda, placement, tmp_path, mon
                 torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(executor, "ModelPass", Watched)
-    policy = Policy(weights=PLACEMENTS[placement], cache=PLACEMENTS["host"])
+    places = PLACEMENTS[placement]
+    policy = Policy(weights=places, cache=places, activations=places)
     run(checkpoint, "none", policy, device="cuda", offload_dir=tmp_path)
 
 

@@ -54,7 +54,7 @@ class Card:
     def thread(self):
         """The thread that asks, as an actor."""
         if not hasattr(self._here, "actor"):
-            self._here.actor = Actor(threading.current_thread().name)
+            self._here.actor = Actor(threading.current_thread().name, of_host=True)
         return self._here.actor
 
     @property
@@ -155,7 +155,9 @@ class Allocation:
             return
         for access in self._memory.unknown_to(self._stream, self._card.thread):
             if access.actor not in self._recorded:
-                self._card.find(f"memory is given back ({where()}), not waiting until it is {access}")
+                self._card.find(
+                    f"memory is given back ({where()}), not waiting until it is {access}"
+                )
 
 
 class PinnedMemory:
@@ -180,7 +182,9 @@ class PinnedMemory:
             memory = self._memories.pop(place)
             del self._starts[place], self._stops[place]
         for access in [] if waits else memory.unknown_to(self._card.thread):
-            self._card.find(f"pinned memory is given back ({where()}), not waiting until it is {access}")
+            self._card.find(
+                f"pinned memory is given back ({where()}), not waiting until it is {access}"
+            )
 
     def of(self, tensor):
         """Return who has accessed a tensor's memory, `None` if it is not pinned."""

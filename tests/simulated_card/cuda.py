@@ -140,7 +140,9 @@ class Capturing:
     def __exit__(self, *error):
         self._card.graph = None
         if self._graph.failed:
-            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            raise RuntimeError(
+                "CUDA error: operation failed due to a previous error during capture"
+            )
         self._card.stream = self._before
         self._card.num_captured += 1
 

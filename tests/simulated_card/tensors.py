@@ -65,6 +65,10 @@ class DeviceTensor(torch.Tensor):
     def tolist(self):
         return self.cpu().tolist()
 
+    def numpy(self, *, force=False):
+        assert force, "it is on the device"
+        return self.cpu().numpy()
+
     def record_stream(self, stream):
         self.allocation.record(stream.actor)
 
@@ -330,7 +334,9 @@ def _accesses(given, written, made):
 
 def _efficient_attention(q, k, v, bias, compute_log_sumexp, dropout=0.0, is_causal=False, *, scale):
     """What the kernel of that name returns, whose log-sum-exp is padded."""
-    assert bias is None and compute_log_sumexp and not dropout
+    assert bias is None
+    assert compute_log_sumexp
+    assert not dropout
     values, lse = aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, is_causal=is_causal, scale=scale
     )

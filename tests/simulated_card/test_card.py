@@ -29,8 +29,12 @@ def card(monkeypatch):
 
 @pytest.mark.parametrize(
     ("where", "name"),
-    [(Stream, "wait_event"), (Stream, "wait_stream"), (Event, "synchronize")]
-    + [(DeviceTensor, "record_stream")],
+    [
+        (Stream, "wait_event"),
+        (Stream, "wait_stream"),
+        (Event, "synchronize"),
+        (DeviceTensor, "record_stream"),
+    ],
     ids=lambda x: getattr(x, "__name__", x),
 )
 def test_engines_that_forget_to_wait_are_found(checkpoint, where, name, monkeypatch, tmp_path):
