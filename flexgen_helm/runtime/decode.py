@@ -45,10 +45,13 @@ class DecodeMicroBatch:
             self._pools.append((pool, slice(start, start + len(pool.members))))
             start += len(pool.members)
         percent = model.compression.attention_percent
-        self._num_attended = [
+        num_attended = [
             -(-sequence.position * percent // 100) for sequence in self.sequences if percent
         ]
-        """Past positions each row attends to, where that is not all of them."""
+        self._most_attended = max(num_attended, default=0)
+        """Past positions that a row attends to at most; 0 where each attends to all of them."""
+        self._num_attended = model.indices(num_attended) if percent else None
+        """Those of each row."""
         readers = _readers(member for pool in pools for member in pool.members)
         self._readings = [
             (_stored(segment), row_index(rows, model.device)) for segment, rows in readers
@@ -98,7 +101,7 @@ class DecodeMicroBatch:
         `next_read` when it comes to what any but the first read brings.
         """
         q = queries.unflatten(1, (self._num_heads, -1))
-        if self._num_attended:
+        if self._most_attended:
             attended = self._attend_top(layer, q, new)
             return lambda: attended.values.flatten(1)
         if self._model.attends_apart:
@@ -151,9 +154,9 @@ class DecodeMicroBatch:
             yield readers, attend_rows(q[readers], *both)
 
     def _attend_top(self, layer: int, q: Tensor, new: KeysValues) -> Attended:
-        most = max(self._num_attended)
-        counts = torch.tensor(self._num_attended, device=q.device)
-        largest = LargestScores(counts, most, self._num_heads)
+        most = self._most_attended
+        assert self._num_attended is not None, "it attends to a part"
+        largest = LargestScores(self._num_attended, most, self._num_heads)
         tops = []
         for pool, rows in self._pools:
             tops.append(pool.find_top(layer, q[rows], most))

@@ -47,6 +47,13 @@ def test_a_profile_of_this_machine_is_written(quick, tmp_path, capsys):
     assert str(out) in capsys.readouterr().out
 
 
+def test_a_gpu_has_a_link(quick, cuda, tmp_path):
+    hardware = calibration.calibrate(tmp_path, device="cuda", dtype="float32", rounds=1)
+    assert not hardware.unified
+    assert hardware.host_to_device_bytes_per_s > 0
+    assert hardware.device_to_host_bytes_per_s > 0
+
+
 def test_a_disk_that_cannot_be_used_is_named(quick, tmp_path):
     file = tmp_path / "file"
     file.touch()
