@@ -214,8 +214,10 @@ class CudaLink:
         with torch.cuda.stream(stream):
             copy = self._pinned_like(source) if into is None else into
             copy.copy_(source, non_blocking=True)
+        # PyTorch lends the device's memory to nobody until it is copied. To hold it would keep it
+        # there as long as the copy, which is made so that it need not be.
         source.record_stream(stream)
-        return self._transit(copy, source, lane)
+        return self._transit(copy, None, lane)
 
     def pinned(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory()
@@ -256,7 +258,7 @@ class CudaLink:
         memory = self._pinned.lend(num_bytes, zeros=False)[: source.nbytes]
         return memory.view(source.dtype).view(source.shape)
 
-    def _transit(self, copy: Tensor, source: Tensor, lane: Lane) -> _CudaTransit:
+    def _transit(self, copy: Tensor, source: Tensor | None, lane: Lane) -> _CudaTransit:
         with self._lock:
             self.copied[lane] += copy.numel() * copy.element_size()
         return _CudaTransit(copy, source, _CudaMark(self._streams[lane]).event, self)
@@ -274,10 +276,13 @@ class _CudaMark:
 
 
 class _CudaTransit:
-    """A copy, and the event that follows it. Holds what is copied, which must outlast it."""
+    """A copy, and the event that follows it.
+
+    Holds what is copied of the host's memory, which must outlast it; `None` of the device's.
+    """
 
     def __init__(
-        self, copy: Tensor, source: Tensor, done: torch.cuda.Event, link: CudaLink
+        self, copy: Tensor, source: Tensor | None, done: torch.cuda.Event, link: CudaLink
     ) -> None:
         self._copy, self._source, self._done, self._link = copy, source, done, link
         self._used = False
@@ -291,7 +296,8 @@ class _CudaTransit:
         after.record(compute)
         self._link.note_stall(before, after)
         self._copy.record_stream(compute)
-        self._link.hold(self._source, self._done)
+        if self._source is not None:
+            self._link.hold(self._source, self._done)
         return self._copy
 
     def wait(self) -> Tensor:
