@@ -26,7 +26,7 @@ from flexgen_helm.runtime.head import Head
 from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.pools import Decoding, make_pools
-from flexgen_helm.runtime.prefill import PoolWrite, PrefillMicroBatch
+from flexgen_helm.runtime.prefill import CarriedOn, PoolWrite, PrefillMicroBatch
 from flexgen_helm.runtime.row_numbers import RowNumbers
 from flexgen_helm.runtime.segments import KeptPrefix, Segment
 from flexgen_helm.runtime.sequence import Sequence
@@ -164,24 +164,23 @@ class Block:
     def _make_micro_batches(self) -> list[PrefillMicroBatch]:
         needed = self._rows.by_micro_batch(self._needed)
         writes = self._pool_writes()
-        micro_batches: list[PrefillMicroBatch] = []
         all_packed = self._tree.micro_batches
-        carries = [*(packed.carried for packed in all_packed[1:]), np.arange(0)]
-        for index, packed in enumerate(all_packed):
-            previous = micro_batches[-1] if micro_batches else None
-            micro_batches.append(
-                PrefillMicroBatch(
-                    packed,
-                    self._prompts,
-                    self._segments,
-                    writes[index],
-                    needed[index],
-                    previous,
-                    carries[index],
-                    self._model,
-                )
+        leaves = [*(packed.carried for packed in all_packed[1:]), np.arange(0)]
+        carried_on = CarriedOn(max(map(len, leaves)))
+        return [
+            PrefillMicroBatch(
+                packed,
+                self._prompts,
+                self._segments,
+                writes[number],
+                needed[number],
+                number,
+                leaves[number],
+                carried_on,
+                self._model,
             )
-        return micro_batches
+            for number, packed in enumerate(all_packed)
+        ]
 
     def _pool_writes(self) -> list[list[PoolWrite]]:
         """Per micro-batch, what it stores for the sequences that end in it."""

@@ -34,6 +34,36 @@ _Reading = tuple[list[Segment], slice]
 """Segments, read as if they were one, and the rows that read them."""
 
 
+class CarriedOn:
+    """Keys and values of a layer that a micro-batch leaves for the next.
+
+    In two places, of which one is read while the other is written. They are the same for all
+    layers: made anew among what a layer takes and gives back, they would leave holes that make the
+    heap grow by a hundred megabytes.
+
+    Args:
+        most_rows: rows that any leaves.
+    """
+
+    def __init__(self, most_rows: int) -> None:
+        self._most_rows = most_rows
+        self._places: dict[int, KeysValues] = {}
+
+    def leave(self, number: int, visible: KeysValues, rows: Tensor) -> None:
+        """Keep a copy of some rows of what a micro-batch sees, [n, e] each."""
+        if not len(rows):
+            return
+        if (place := self._places.get(number % 2)) is None:
+            shape = self._most_rows, visible.keys.shape[1]
+            place = self._places[number % 2] = KeysValues(*(x.new_empty(shape) for x in visible))
+        for kept, seen in zip(place.rows(slice(len(rows))), visible, strict=True):
+            torch.index_select(seen, 0, rows, out=kept)
+
+    def before(self, number: int, num_rows: int) -> KeysValues:
+        """Return the rows that the micro-batch before one has left."""
+        return self._places[(number - 1) % 2].rows(slice(num_rows))
+
+
 class PrefillMicroBatch:
     """Rows of a packed tree, and what they attend to.
 
@@ -43,8 +73,9 @@ class PrefillMicroBatch:
         segments: of the whole block.
         pool_writes: what to store for decode.
         needed: rows whose last hidden state is needed.
-        previous: the micro-batch before.
-        carries: rows, among those this one sees, that the next one sees, too.
+        number: of the micro-batch.
+        leaves: rows, among those this one sees, that the next one sees, too.
+        carried_on: where these are kept.
         model: what computes them.
     """
 
@@ -55,8 +86,9 @@ class PrefillMicroBatch:
         segments: Sequence[Segment],
         pool_writes: Sequence[PoolWrite],
         needed: Rows,
-        previous: PrefillMicroBatch | None,
-        carries: Rows,
+        number: int,
+        leaves: Rows,
+        carried_on: CarriedOn,
         model: Model,
     ) -> None:
         self.num_rows = packed.num_rows
@@ -70,9 +102,9 @@ class PrefillMicroBatch:
         )
         self._num_heads = model.spec.num_heads
         self._pool_writes = pool_writes
-        self._previous = previous
-        self._carries = model.indices(carries)
-        self._carried_on: KeysValues | None = None
+        self._number, self._num_carried = number, len(packed.carried)
+        self._leaves = model.indices(leaves)
+        self._carried_on = carried_on
         self._chains = chain_batches(packed.places, needed, model.device)
         self._writes = [
             (segments[place.segment], model.indices(place.chain))
@@ -132,7 +164,7 @@ class PrefillMicroBatch:
     def _store(self, layer: int, new: KeysValues) -> tuple[Tensor, Tensor]:
         """Keep keys and values for later; return those the rows see outside of segments."""
         visible = self._with_carried(new)
-        self._carry_on(visible)
+        self._carried_on.leave(self._number, visible, self._leaves)
         for segment, rows in self._writes:
             segment.write(layer, visible.rows(rows).by_head(self._num_heads))
         for write in self._pool_writes:
@@ -153,26 +185,10 @@ class PrefillMicroBatch:
 
     def _with_carried(self, new: KeysValues) -> KeysValues:
         """Keys and values this micro-batch sees outside of segments."""
-        if self._previous is None or not len(self._previous._carries):
+        if not self._num_carried:
             return new
-        carried = self._previous._carried_on
-        assert carried is not None, "the micro-batch before has attended in this layer"
-        keys, values = (torch.cat(both) for both in zip(carried, new, strict=True))
-        return KeysValues(keys, values)
-
-    def _carry_on(self, visible: KeysValues) -> None:
-        """Keep a copy of what the next micro-batch sees of this one.
-
-        In the same memory for all layers: made anew among what a layer takes and gives back, it
-        would leave holes that make the heap grow by a hundred megabytes.
-        """
-        if not len(self._carries):
-            return
-        if self._carried_on is None:
-            self._carried_on = visible.rows(self._carries)
-            return
-        for rows, place in zip(visible, self._carried_on, strict=True):
-            torch.index_select(rows, 0, self._carries, out=place)
+        carried = self._carried_on.before(self._number, self._num_carried)
+        return KeysValues(*(torch.cat(both) for both in zip(carried, new, strict=True)))
 
     def _heads(self, rows: Tensor) -> Tensor:
         """[n, e] -> [n, h, d]."""
