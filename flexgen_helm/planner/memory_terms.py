@@ -120,6 +120,7 @@ def working_terms(setup: Setup, policy: Policy, filling: Filling) -> dict[str, B
         "cache on its way to disk": {Tier.HOST: _cache_on_its_way(setup, policy, filling)},
         "cache on its way to the device": {Tier.DEVICE: _cache_for_device(setup, policy)},
         "shared cache that was read": {Tier.DEVICE: _shared_reads(setup, policy, filling.shared)},
+        "prefixes in prefill": {Tier.DEVICE: _prefixes(setup, filling.longest)},
         MICRO_BATCH: {Tier.DEVICE: _micro_batch(setup, policy, filling.longest)},
         "captured pass": {Tier.DEVICE: _captured_pass(setup, policy)},
         "sparse attention": {Tier.DEVICE: _sparse_attention(setup, policy)},
@@ -264,6 +265,14 @@ def _cache_for_device(setup: Setup, policy: Policy) -> float:
     return LINKED_READS_IN_MEMORY * max(
         policy.spilled_at_once(spec.num_layers, linked=True), longest
     )
+
+
+def _prefixes(setup: Setup, longest: float) -> float:
+    """Keys and values of a layer, as computed, that are still to be read by prompts to come.
+
+    Prompts come in the order of their tree: those of one of them, at most.
+    """
+    return min(longest, setup.spec.max_positions) * 2 * setup.spec.hidden_size * setup.dtype_bytes
 
 
 def _shared_reads(setup: Setup, policy: Policy, shared: float) -> float:

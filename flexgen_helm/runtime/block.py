@@ -167,6 +167,7 @@ class Block:
         all_packed = self._tree.micro_batches
         leaves = [*(packed.carried for packed in all_packed[1:]), np.arange(0)]
         carried_on = CarriedOn(max(map(len, leaves)))
+        last_reads = self._last_reads()
         return [
             PrefillMicroBatch(
                 packed,
@@ -174,6 +175,7 @@ class Block:
                 self._segments,
                 writes[number],
                 needed[number],
+                last_reads[number],
                 number,
                 leaves[number],
                 carried_on,
@@ -181,6 +183,18 @@ class Block:
             )
             for number, packed in enumerate(all_packed)
         ]
+
+    def _last_reads(self) -> list[list[Segment]]:
+        """Per micro-batch, segments that it is the last to write or read."""
+        last: dict[int, int] = {}
+        for number, packed in enumerate(self._tree.micro_batches):
+            written = {place.segment for place in packed.places} - {NO_SEGMENT}
+            read = (segment for reading in packed.readings for segment in reading.segments)
+            last |= dict.fromkeys((*written, *read), number)
+        found: list[list[Segment]] = [[] for _ in self._tree.micro_batches]
+        for segment, number in last.items():
+            found[number].append(self._segments[segment])
+        return found
 
     def _pool_writes(self) -> list[list[PoolWrite]]:
         """Per micro-batch, what it stores for the sequences that end in it."""

@@ -73,6 +73,7 @@ class PrefillMicroBatch:
         segments: of the whole block.
         pool_writes: what to store for decode.
         needed: rows whose last hidden state is needed.
+        last_reads: segments that no later micro-batch reads.
         number: of the micro-batch.
         leaves: rows, among those this one sees, that the next one sees, too.
         carried_on: where these are kept.
@@ -86,6 +87,7 @@ class PrefillMicroBatch:
         segments: Sequence[Segment],
         pool_writes: Sequence[PoolWrite],
         needed: Rows,
+        last_reads: Sequence[Segment],
         number: int,
         leaves: Rows,
         carried_on: CarriedOn,
@@ -102,6 +104,7 @@ class PrefillMicroBatch:
         )
         self._num_heads = model.spec.num_heads
         self._pool_writes = pool_writes
+        self._last_reads = last_reads
         self._number, self._num_carried = number, len(packed.carried)
         self._leaves = model.indices(leaves)
         self._carried_on = carried_on
@@ -137,6 +140,8 @@ class PrefillMicroBatch:
         """
         attend = self._attend_needed if last else self._attend
         attended = attend(layer, queries, new)
+        for segment in self._last_reads:
+            segment.forget_computed()
         return lambda: attended
 
     def _attend(self, layer: int, queries: Tensor, new: KeysValues) -> Tensor:

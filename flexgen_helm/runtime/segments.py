@@ -38,6 +38,10 @@ class Segment:
         """Keys and values as computed: of the layer written last, or of any if they are kept."""
         return self.kept(layer) if self._computed is None else self._computed
 
+    def forget_computed(self) -> None:
+        """Be told that no other row of a layer reads what was written last."""
+        self._computed = None
+
     def kept(self, layer: int) -> KeysByHead:
         """Keys and values of any layer as computed, of a segment made to keep them."""
         assert self._raw is not None, "what was not computed in this pass has been kept"

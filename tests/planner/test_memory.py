@@ -235,7 +235,9 @@ def test_no_more_rows_are_planned_for_than_there_are():
     assert fixed(requests(70, 9, 10)) == expected
     scores = 3 * 2 * (4 * 2**20 - 512 * 32 * 19)
     assert fixed()["micro-batch"][Tier.DEVICE] - expected["micro-batch"][Tier.DEVICE] == scores
-    assert fixed(requests(10**5, 900, 10)) == fixed() == fixed_terms(setup(), policy)
+    assert fixed(requests(10**5, 2038, 10)) == fixed() == fixed_terms(setup(), policy)
+    assert expected["prefixes in prefill"] == {Tier.DEVICE: 19 * 2 * 2048 * 2}
+    assert fixed()["prefixes in prefill"] == {Tier.DEVICE: 2048 * 2 * 2048 * 2}
     assert fixed()["logits"] == {Tier.DEVICE: 128 * 50272 * 8}
     assert expected["logits"] == {Tier.DEVICE: 70 * 50272 * 8}
     few = Policy(micro_batch_tokens=4, num_micro_batches=1)
