@@ -126,7 +126,10 @@ def working_terms(setup: Setup, policy: Policy, filling: Filling) -> dict[str, B
         "sparse attention": {Tier.DEVICE: _sparse_attention(setup, policy)},
         # In float32, and their log-probabilities.
         "logits": {Tier.DEVICE: min(HEAD_ROWS, filling.head_rows) * spec.vocab_size * 8},
-        "libraries": {Tier.HOST: LIBRARY_BYTES},
+        "libraries": {
+            Tier.HOST: LIBRARY_BYTES,
+            Tier.DEVICE: 0 if setup.unified else CUBLAS_BYTES,
+        },
     }
 
 

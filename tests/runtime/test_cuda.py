@@ -12,9 +12,9 @@ from flexgen_helm import Engine, GenerationRequest, MemoryBudget, Policy, Sampli
 from flexgen_helm.offload.link import OWN_PINNED_BYTES, CudaLink, Lane
 from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.runtime.device_cap import cap_device_memory
-from tests.conftest import NEEDS_GPU
+from tests.conftest import NEEDS_GPU, byte_tokenizer, save_random_checkpoint
 from tests.runtime.conftest import GPU, SIMULATED
-from tests.runtime.test_offloading import PLACEMENTS, POLICIES, assert_equal, requests, run
+from tests.runtime.test_offloading import PLACEMENTS, POLICIES, assert_equal, run
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=NEEDS_GPU)
 CUDA = torch.device("cuda", 0)
@@ -81,15 +81,59 @@ def test_more_than_the_cap_is_refused(cuda):
         cap_device_memory(CUDA, None)
 
 
-def test_a_budget_is_never_exceeded(checkpoint, cuda, tmp_path):
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory):
+    """A checkpoint whose memory is not all what any takes, but mostly its own."""
+    directory = tmp_path_factory.mktemp("roomy")
+    changes = {"hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 4}
+    save_random_checkpoint(
+        directory,
+        byte_tokenizer(),
+        ffn_dim=2048,
+        init_std=0.02,
+        max_position_embeddings=512,
+        **changes,
+    )
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("label", "megabytes"),
+    [("none", 130), ("none", 180), ("w4-kv4", 110), ("w4-kv4", 300)],
+)
+def test_a_budget_is_never_exceeded(roomy, cuda, label, megabytes, tmp_path):
+    """And memory is never short, which would make micro-batches smaller, with a warning."""
     torch.cuda.reset_peak_memory_stats(CUDA)
     before = torch.cuda.memory_allocated(CUDA)
-    budget = MemoryBudget(device="150MB", host="1GB")
+    batch = [
+        GenerationRequest(
+            prompt_token_ids=[2, *(5 + (i * 7 + j * 3) % 200 for j in range(150 + i % 20))],
+            sampling=SamplingParams(max_tokens=6),
+        )
+        for i in range(24)
+    ]
     with Engine.from_pretrained(
-        checkpoint, device="cuda", dtype="float32", budget=budget, offload_dir=tmp_path
+        roomy,
+        compression=label,
+        device="cuda",
+        dtype="float32",
+        budget=MemoryBudget(device=megabytes * 10**6, host="2GB"),
+        offload_dir=tmp_path,
     ) as engine:
-        engine.generate(requests())
-    assert torch.cuda.max_memory_allocated(CUDA) - before <= 150 * 10**6
+        results = engine.generate(batch)
+    assert torch.cuda.max_memory_allocated(CUDA) - before <= megabytes * 10**6
+    assert sum(len(r.completions[0].token_ids) for r in results) > 24
+
+
+def test_what_was_copied_to_the_host_is_not_kept_on_the_device(cuda):
+    link = CudaLink(CUDA, Waiting())
+    before = torch.cuda.memory_allocated(CUDA)
+    tensor = torch.full((1 << 20,), 3, dtype=torch.uint8, device=CUDA)
+    copy = link.down(tensor)
+    del tensor
+    assert torch.cuda.memory_allocated(CUDA) == before
+    assert torch.equal(copy.wait(), torch.full((1 << 20,), 3, dtype=torch.uint8))
+    link.close()
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")

@@ -25,6 +25,9 @@ from tests.simulated_card.frames import where
 BLOCK_BYTES = 512
 """What PyTorch rounds memory up to."""
 
+WORKSPACE_BYTES = 32 << 20
+"""What cuBLAS works in, on Hopper."""
+
 
 class Card:
     """The device, and what has been found wrong.
@@ -42,6 +45,7 @@ class Card:
         self.waits = []
         """Where a thread has waited for all that a stream had to do."""
         self.sync_mode = "default"
+        self.has_workspace = False
         self.num_captured = self.num_replayed = 0
         self.default_stream = Actor("the default stream")
         self.streams = [self.default_stream]
@@ -117,6 +121,13 @@ class Card:
             self.allocated_bytes += num_bytes
             self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
         return num_bytes
+
+    def take_workspace(self):
+        """Take what products need once, and once more in each graph."""
+        owner = self.graph or self
+        if not owner.has_workspace:
+            owner.has_workspace = True
+            owner.take(WORKSPACE_BYTES)
 
     def give(self, num_bytes):
         """Take it back."""

@@ -81,7 +81,7 @@ class Graph:
         self._calls = []
         self._accesses = {}
         self._in_use = self._reserved = 0
-        self.failed = False
+        self.failed = self.has_workspace = False
 
     def forbid(self, what):
         self.failed = True

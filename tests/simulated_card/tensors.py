@@ -28,6 +28,9 @@ WAIT_FOR_VALUES = {
 }
 """What results are, or how many, is for the host to know."""
 
+PRODUCTS = {aten.linear, aten.matmul, aten.mm, aten.addmm, aten.bmm, aten.baddbmm}
+"""What cuBLAS computes."""
+
 TAKE_INDICES = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 """Indices of the host are copied to the device, which is waited for."""
 
@@ -119,6 +122,8 @@ def dispatch(card, func, args, kwargs):
             f" {[tuple(x.shape) for x in there]} on cuda:0, {[tuple(x.shape) for x in here]} on cpu"
         )
     counts = indexes and any(x is not None and x.dtype == torch.bool for x in args[1])
+    if func.overloadpacket in PRODUCTS:
+        card.take_workspace()
     waits = func.overloadpacket in WAIT_FOR_VALUES or here or counts
     result = operation.launch()
     if waits:
