@@ -13,6 +13,7 @@ a real card may or may not forgive:
 
 import random
 import threading
+import weakref
 from bisect import bisect_right
 from contextlib import contextmanager
 
@@ -24,6 +25,9 @@ from tests.simulated_card.frames import where
 
 BLOCK_BYTES = 512
 """What PyTorch rounds memory up to."""
+
+GARBAGE = 0x77
+"""Bytes of memory that nobody has written yet."""
 
 WORKSPACE_BYTES = 32 << 20
 """What cuBLAS works in, on Hopper."""
@@ -108,7 +112,7 @@ class Card:
 
     def knows(self, clock):
         """Whether this thread knows that it is."""
-        return all(self.thread.clock[actor] >= tick for actor, tick in clock.items())
+        return all(self.thread.knows(actor, tick) for actor, tick in clock.items())
 
     def take(self, num_bytes):
         """Take memory of the device."""
@@ -219,17 +223,14 @@ class PinnedMemory:
 
     def empty(self, shape, dtype):
         """Return pinned memory of PyTorch's, which it keeps as long as copies use it."""
-        import weakref
-
-        num_bytes = max(1, torch.Size(shape).numel() * dtype.itemsize)
-        numbers = np.full(num_bytes + 63, 0x77, dtype=np.uint8)
-        start = -numbers.ctypes.data % 64
-        inner = numbers[start : start + num_bytes]
-        address = inner.ctypes.data
-        self.register(address, num_bytes)
-        weakref.finalize(inner, self.unregister, address, waits=True).atexit = False
-        used = torch.Size(shape).numel() * dtype.itemsize
-        return torch.from_numpy(inner)[:used].view(dtype).view(shape)
+        num_bytes = torch.Size(shape).numel() * dtype.itemsize
+        memory = np.full(num_bytes + 64, GARBAGE, dtype=np.uint8)
+        start = -memory.ctypes.data % 64
+        numbers = memory[start : start + max(1, num_bytes)]
+        address = numbers.ctypes.data
+        self.register(address, numbers.nbytes)
+        weakref.finalize(numbers, self.unregister, address, waits=True).atexit = False
+        return torch.from_numpy(numbers)[:num_bytes].view(dtype).view(shape)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ the other can happen in any order, whatever happened here.
 """
 
 import threading
-from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -25,16 +24,22 @@ class Actor:
 
     def __init__(self, name, *, of_host=False):
         self.name, self.of_host = name, of_host
-        self.clock = defaultdict(int)
+        self.clock = {}
+        # Threads share streams; and what is collected in between may come here again.
+        self._lock = threading.RLock()
 
     def learn(self, clock):
-        for actor, tick in clock.items():
-            if self.clock[actor] < tick:
-                self.clock[actor] = tick
+        with self._lock:
+            for actor, tick in list(clock.items()):
+                if self.clock.get(actor, 0) < tick:
+                    self.clock[actor] = tick
 
     def tick(self):
-        self.clock[self] += 1
-        return self.clock[self]
+        with self._lock:
+            self.clock[self] = self.clock.get(self, 0) + 1
+
+    def knows(self, actor, tick):
+        return self.clock.get(actor, 0) >= tick
 
     def __repr__(self):
         return self.name
@@ -49,7 +54,7 @@ class Access(NamedTuple):
     where: str
 
     def is_known_to(self, *actors):
-        return any(actor.clock[self.actor] >= self.tick for actor in actors)
+        return any(actor.knows(self.actor, self.tick) for actor in actors)
 
     def __str__(self):
         verb = "written" if self.writes else "read"
@@ -97,7 +102,7 @@ class Memory:
     def __init__(self, report):
         self._report = report
         self._accesses = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def access(self, actor, cells, *, writes, what):
         """Note an access, which the actor's clock has counted already."""

@@ -6,12 +6,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flexgen_helm.quant.tensor import QuantizedTensor
-from tests.simulated_card.card import Allocation
+from tests.simulated_card.card import GARBAGE, Allocation
 
 aten = torch.ops.aten
-
-GARBAGE = 0x77
-"""Bytes of memory that nobody has written yet."""
 
 WAIT_FOR_VALUES = {
     aten.item,
@@ -30,6 +27,9 @@ WAIT_FOR_VALUES = {
 
 PRODUCTS = {aten.linear, aten.matmul, aten.mm, aten.addmm, aten.bmm, aten.baddbmm}
 """What cuBLAS computes."""
+
+EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty}
+"""What has whatever was in its memory before."""
 
 TAKE_INDICES = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 """Indices of the host are copied to the device, which is waited for."""
@@ -126,6 +126,8 @@ def dispatch(card, func, args, kwargs):
         card.take_workspace()
     waits = func.overloadpacket in WAIT_FOR_VALUES or here or counts
     result = operation.launch()
+    if func.overloadpacket in EMPTY:
+        _content(result).fill_(GARBAGE)
     if waits:
         card.synchronize(card.stream.clock, why=str(func))
     return result
