@@ -287,7 +287,7 @@ def needed_bytes(
         for tier in Tier
     }
     tier = attending(setup, shape.attention)
-    attended = attended_per_token(setup, least_filled) * shape.cached_tokens
+    attended = attended_per_token(setup, shape.attention, least_filled) * shape.cached_tokens
     on_tier[tier] = on_tier[tier] + attended
     on_tier[Tier.DEVICE] = on_tier[Tier.DEVICE] + largest
     two_layers = 2 * weights / setup.spec.num_layers

@@ -136,7 +136,8 @@ def working_terms(setup: Setup, policy: Policy, filling: Filling) -> dict[str, B
 def cache_per_token(setup: Setup, policy: Policy, *, least_filled: float = LEAST_FILLED) -> Bytes:
     """Return what a token in the KV cache takes in decode, with its share of padding."""
     taken = dict(stored_per_token(setup, policy, least_filled))
-    taken[attending(setup, policy.attention)] += attended_per_token(setup, least_filled)
+    tier = attending(setup, policy.attention)
+    taken[tier] += attended_per_token(setup, policy.attention, least_filled)
     return taken
 
 
@@ -152,11 +153,11 @@ def token_bytes(setup: Setup, least_filled: float) -> float:
     return stored / least_filled
 
 
-def attended_per_token(setup: Setup, least_filled: float) -> float:
+def attended_per_token(setup: Setup, attention: str, least_filled: float) -> float:
     """Return what a cached token takes where it is attended to, wherever it is stored."""
     decompressed = 2 * setup.spec.hidden_size * setup.dtype_bytes / least_filled
-    compressed = setup.compression.cache_bits is not None
-    return (decompressed if compressed else 0) + _sparse_per_token(setup)
+    unpacks = setup.compression.cache_bits is not None and not setup.attends_packed(attention)
+    return (decompressed if unpacks else 0) + _sparse_per_token(setup)
 
 
 def attending(setup: Setup, attention: str) -> Tier:
@@ -281,9 +282,11 @@ def _prefixes(setup: Setup, longest: float) -> float:
 def _shared_reads(setup: Setup, policy: Policy, shared: float) -> float:
     """Keys and values of a layer that were read for the first micro-batch of those that share them.
 
-    Those that were dequantized are among what attention takes of each cached token.
+    Those that were dequantized are among what attention takes of each cached token, unless it takes
+    nothing, as kernels attend to what a sequence has of its own.
     """
-    if policy.cache.disk == 0 and (setup.unified or policy.cache.device == 1):
+    in_place = policy.cache.disk == 0 and (setup.unified or policy.cache.device == 1)
+    if in_place and not setup.attends_packed(policy.attention):
         return 0
     spec = setup.spec
     return min(shared, spec.max_positions) * 2 * spec.hidden_size * setup.dtype_bytes

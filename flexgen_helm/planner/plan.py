@@ -12,7 +12,7 @@ from flexgen_helm.planner.linear import PLACED, Fractions, fractions_of, total
 from flexgen_helm.planner.memory import limits_of, needed_bytes
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.budget import MemoryBudget
-from flexgen_helm.specs.compression import Compression
+from flexgen_helm.specs.compression import Compression, kernels_attend
 from flexgen_helm.specs.hardware import Hardware
 from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.placement import ON_DEVICE, Tier
@@ -129,6 +129,8 @@ def setup_for(spec: ModelSpec, compression: Compression, hardware: Hardware) -> 
         compression=compression,
         dtype_bytes=hardware.dtype_bytes,
         unified=hardware.unified,
+        has_attention_kernel=not hardware.unified
+        and kernels_attend(compression.cache_bits, compression.group_size, spec.head_size),
     )
 
 

@@ -21,6 +21,14 @@ class Setup:
     unified: bool
     """Whether device and host are one memory."""
 
+    has_attention_kernel: bool = False
+    """Whether the device attends to a compressed cache as it is stored."""
+
+    def attends_packed(self, attention: str) -> bool:
+        """Whether tokens in decode do so; sparse attention does not, nor does the host."""
+        dense = self.compression.dense_attention
+        return self.has_attention_kernel and dense and attention == "device"
+
     def captures_decode(self, policy: Policy) -> bool:
         """Whether a GPU replays passes of decode; sparse attention has to look at lengths."""
         dense = self.compression.dense_attention

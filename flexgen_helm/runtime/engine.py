@@ -20,6 +20,7 @@ from flexgen_helm.model.dtypes import DTYPES, device_of, resolve_device, resolve
 from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR
 from flexgen_helm.planner.memory import MemoryPlan, allowed_beside
 from flexgen_helm.planner.setup import Setup
+from flexgen_helm.quant import kernels
 from flexgen_helm.runtime.allocator import reuse_freed_memory
 from flexgen_helm.runtime.arrangement import Arrangement, Arranger, Expected
 from flexgen_helm.runtime.device_cap import cap_device_memory
@@ -146,6 +147,9 @@ class Engine:
             compression=compression,
             dtype_bytes=DTYPES[dtype].itemsize,
             unified=where.type == "cpu",
+            has_attention_kernel=kernels.can_attend(
+                compression.cache_bits, compression.group_size, spec.head_size, where
+            ),
         )
         budget = budget or MemoryBudget()
         allowed = allowed_beside(setup, budget, Tier.DEVICE)

@@ -13,8 +13,27 @@ DEFAULT_GROUP_SIZE = 64
 SCALE_AND_ZERO_BYTES = 4
 """Bytes of one group's float16 scale and float16 zero."""
 
+KERNEL_BITS = 4
+"""Bits of the codes that kernels for a GPU read."""
+
+LEAST_KERNEL_GROUP = 16
+"""Consecutive numbers of such a code's group, at least."""
+
 _LABEL = re.compile(r"(?:-w(?P<w>\d+))?(?:-kv(?P<kv>\d+))?(?:-g(?P<g>\d+))?(?:-top(?P<top>\d+))?")
 """Behind a dash."""
+
+
+def kernels_read(bits: int | None, group_size: int, row_len: int) -> bool:
+    """Whether kernels for a GPU read rows that are quantized so."""
+    whole = row_len % group_size == 0
+    fits = group_size >= LEAST_KERNEL_GROUP and group_size & (group_size - 1) == 0
+    return bits == KERNEL_BITS and whole and fits
+
+
+def kernels_attend(bits: int | None, group_size: int, head_size: int) -> bool:
+    """Whether they attend to keys and values, of which no group has numbers of two heads."""
+    power_of_two = head_size & (head_size - 1) == 0
+    return power_of_two and kernels_read(bits, group_size, head_size)
 
 
 @dataclass(frozen=True, kw_only=True)

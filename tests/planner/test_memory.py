@@ -203,6 +203,23 @@ def test_a_cached_token_by_hand():
     assert on_disk[Tier.DEVICE] == 0
 
 
+def test_a_kernel_attends_to_what_is_stored():
+    """Where there is one, nothing is dequantized but what sequences share."""
+    packed = setup("w4-kv4", unified=False)
+    kernel = dataclasses.replace(packed, has_attention_kernel=True)
+    device, host = Policy(), Policy(attention="host", cache=Placement(host=1))
+    dequantized = 2 * 2048 * 2 / 0.8
+    for policy, tier, saved in ((device, Tier.DEVICE, dequantized), (host, Tier.HOST, 0)):
+        without, taken = (cache_per_token(each, policy)[tier] for each in (packed, kernel))
+        assert without - taken == pytest.approx(saved)
+    sparse = dataclasses.replace(kernel, compression=Compression.parse("w4-kv4-top10"))
+    assert not sparse.attends_packed("device")
+    term = "shared cache that was read"
+    filled = Filling(shared=100)
+    assert fixed_terms(packed, device, filled)[term] == {Tier.DEVICE: 0}
+    assert fixed_terms(kernel, device, filled)[term] == {Tier.DEVICE: 100 * 2 * 2048 * 2}
+
+
 def test_what_does_not_fit_is_refused_with_what_does():
     budget = MemoryBudget(device="1GB")
     with pytest.raises(BudgetError) as refused:

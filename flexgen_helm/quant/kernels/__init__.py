@@ -17,18 +17,20 @@ import torch
 from torch import Tensor, cuda
 
 from flexgen_helm.quant.tensor import QuantizedTensor
+from flexgen_helm.specs.compression import (
+    KERNEL_BITS,
+    LEAST_KERNEL_GROUP,
+    kernels_attend,
+    kernels_read,
+)
 
-BITS = 4
-LEAST_GROUP = 16
 FEW_ROWS = 16
 """Rows of a product that a kernel multiplies with codes: as many as a tensor core takes."""
 
 
 def exist_for(bits: int | None, group_size: int, row_len: int, device: torch.device) -> bool:
     """Whether there are kernels for rows that are quantized so, on a device."""
-    whole = row_len % group_size == 0
-    fits = group_size >= LEAST_GROUP and group_size & (group_size - 1) == 0
-    return bits == BITS and whole and fits and run_on(device)
+    return kernels_read(bits, group_size, row_len) and run_on(device)
 
 
 def are_made_for(tensor: QuantizedTensor) -> bool:
@@ -93,8 +95,7 @@ def multiply(rows: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tens
 
 def can_attend(bits: int | None, group_size: int, head_size: int, device: torch.device) -> bool:
     """Whether `attend` can read keys and values: no group of theirs has numbers of two heads."""
-    power_of_two = head_size & (head_size - 1) == 0
-    return power_of_two and exist_for(bits, group_size, head_size, device)
+    return kernels_attend(bits, group_size, head_size) and run_on(device)
 
 
 def attend(
@@ -125,13 +126,13 @@ def _compile() -> bool:
     try:
         from flexgen_helm.quant.kernels.dequantizing import dequantize_into
 
-        codes = torch.zeros(1, 1, LEAST_GROUP // 2, dtype=torch.uint8, device="cuda")
+        codes = torch.zeros(1, 1, LEAST_KERNEL_GROUP // 2, dtype=torch.uint8, device="cuda")
         scale = torch.ones(1, 1, 1, dtype=torch.float16, device="cuda")
         tensor = QuantizedTensor(
-            codes=codes, scale=scale, zero=scale, bits=BITS, group_size=LEAST_GROUP,
-            row_len=LEAST_GROUP,
+            codes=codes, scale=scale, zero=scale, bits=KERNEL_BITS, group_size=LEAST_KERNEL_GROUP,
+            row_len=LEAST_KERNEL_GROUP,
         )  # fmt: skip
-        dequantize_into(torch.empty(LEAST_GROUP, device="cuda"), tensor)
+        dequantize_into(torch.empty(LEAST_KERNEL_GROUP, device="cuda"), tensor)
     except Exception as error:  # whatever a compiler may say
         warnings.warn(f"Triton compiles nothing here ({error}): PyTorch computes", stacklevel=2)
         return False

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flexgen_helm.quant.kernels import BITS
 from flexgen_helm.quant.tensor import QuantizedTensor
+from flexgen_helm.specs.compression import KERNEL_BITS
 
 GROUPS_AT_ONCE = 16
 """Of a row."""
@@ -31,7 +31,7 @@ def quantize(rows: Tensor, group_size: int) -> QuantizedTensor:
         codes=codes,
         scale=scale,
         zero=torch.empty_like(scale),
-        bits=BITS,
+        bits=KERNEL_BITS,
         group_size=group_size,
         row_len=row_len,
     )
