@@ -36,7 +36,7 @@ def test_results_do_not_depend_on_when_copies_are_there(
     assert (link.copied[Lane.WEIGHTS] > 0) == (policy.weights.device < 1)
     attends = policy.attention == "host"
     assert (link.copied[Lane.ATTENTION] > 0) == attends
-    elsewhere = policy.cache.device < 1 or policy.activations.host > 0
+    elsewhere = policy.cache.device < 1 or policy.activations.device < 1
     assert (link.copied[Lane.STORE] > 0) == elsewhere
 
 
