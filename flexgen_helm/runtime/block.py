@@ -166,7 +166,7 @@ class Block:
         writes = self._pool_writes()
         all_packed = self._tree.micro_batches
         leaves = [*(packed.carried for packed in all_packed[1:]), np.arange(0)]
-        carried_on = CarriedOn(max(map(len, leaves)))
+        carried_on = CarriedOn([self._model.indices(rows) for rows in leaves])
         last_reads = self._last_reads()
         return [
             PrefillMicroBatch(
@@ -177,7 +177,6 @@ class Block:
                 needed[number],
                 last_reads[number],
                 number,
-                leaves[number],
                 carried_on,
                 self._model,
             )

@@ -35,22 +35,24 @@ _Reading = tuple[list[Segment], slice]
 
 
 class CarriedOn:
-    """Keys and values of a layer that a micro-batch leaves for the next.
+    """Keys and values of a layer that micro-batches leave for the next one each.
 
     In two places, of which one is read while the other is written. They are the same for all
     layers: made anew among what a layer takes and gives back, they would leave holes that make the
     heap grow by a hundred megabytes.
 
     Args:
-        most_rows: rows that any leaves.
+        rows: per micro-batch, those it leaves of what it sees.
     """
 
-    def __init__(self, most_rows: int) -> None:
-        self._most_rows = most_rows
+    def __init__(self, rows: Sequence[Tensor]) -> None:
+        self._rows = rows
+        self._most_rows = max(map(len, rows))
         self._places: dict[int, KeysValues] = {}
 
-    def leave(self, number: int, visible: KeysValues, rows: Tensor) -> None:
-        """Keep a copy of some rows of what a micro-batch sees, [n, e] each."""
+    def leave(self, number: int, visible: KeysValues) -> None:
+        """Keep a copy of what a micro-batch leaves of what it sees, [n, e] each."""
+        rows = self._rows[number]
         if not len(rows):
             return
         if (place := self._places.get(number % 2)) is None:
@@ -59,9 +61,10 @@ class CarriedOn:
         for kept, seen in zip(place.rows(slice(len(rows))), visible, strict=True):
             torch.index_select(seen, 0, rows, out=kept)
 
-    def before(self, number: int, num_rows: int) -> KeysValues:
-        """Return the rows that the micro-batch before one has left."""
-        return self._places[(number - 1) % 2].rows(slice(num_rows))
+    def before(self, number: int) -> KeysValues | None:
+        """Return what the micro-batch before one has left; `None` if it was nothing."""
+        num_rows = len(self._rows[number - 1]) if number else 0
+        return self._places[(number - 1) % 2].rows(slice(num_rows)) if num_rows else None
 
 
 class PrefillMicroBatch:
@@ -75,8 +78,7 @@ class PrefillMicroBatch:
         needed: rows whose last hidden state is needed.
         last_reads: segments that no later micro-batch reads.
         number: of the micro-batch.
-        leaves: rows, among those this one sees, that the next one sees, too.
-        carried_on: where these are kept.
+        carried_on: what the one before has left, and where this one leaves it.
         model: what computes them.
     """
 
@@ -89,7 +91,6 @@ class PrefillMicroBatch:
         needed: Rows,
         last_reads: Sequence[Segment],
         number: int,
-        leaves: Rows,
         carried_on: CarriedOn,
         model: Model,
     ) -> None:
@@ -105,9 +106,7 @@ class PrefillMicroBatch:
         self._num_heads = model.spec.num_heads
         self._pool_writes = pool_writes
         self._last_reads = last_reads
-        self._number, self._num_carried = number, len(packed.carried)
-        self._leaves = model.indices(leaves)
-        self._carried_on = carried_on
+        self._number, self._carried_on = number, carried_on
         self._chains = chain_batches(packed.places, needed, model.device)
         self._writes = [
             (segments[place.segment], model.indices(place.chain))
@@ -169,7 +168,7 @@ class PrefillMicroBatch:
     def _store(self, layer: int, new: KeysValues) -> tuple[Tensor, Tensor]:
         """Keep keys and values for later; return those the rows see outside of segments."""
         visible = self._with_carried(new)
-        self._carried_on.leave(self._number, visible, self._leaves)
+        self._carried_on.leave(self._number, visible)
         for segment, rows in self._writes:
             segment.write(layer, visible.rows(rows).by_head(self._num_heads))
         for write in self._pool_writes:
@@ -190,9 +189,9 @@ class PrefillMicroBatch:
 
     def _with_carried(self, new: KeysValues) -> KeysValues:
         """Keys and values this micro-batch sees outside of segments."""
-        if not self._num_carried:
+        carried = self._carried_on.before(self._number)
+        if carried is None:
             return new
-        carried = self._carried_on.before(self._number, self._num_carried)
         return KeysValues(*(torch.cat(both) for both in zip(carried, new, strict=True)))
 
     def _heads(self, rows: Tensor) -> Tensor:

@@ -45,9 +45,6 @@ class Stream:
     def wait_stream(self, stream):
         self.actor.learn(stream.actor.clock)
 
-    def synchronize(self):
-        self._card.synchronize(self.actor.clock, why="a stream")
-
 
 class Event:
     def __init__(self, card):
@@ -119,7 +116,6 @@ class Graph:
                 self._card.find(f"a graph replays {what} with memory that was given back")
         for call in self._calls:
             call.again()
-        self._card.num_replayed += 1
 
     def __del__(self):
         self._card.give(self._reserved)
@@ -128,9 +124,9 @@ class Graph:
 class Capturing:
     """`torch.cuda.graph`, which leaves its stream the current one where capturing has failed."""
 
-    def __init__(self, card, graph, stream, capture_error_mode="global"):
+    def __init__(self, card, graph, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local", "others go on meanwhile"
         self._card, self._graph, self._stream = card, graph, stream
-        self._mode = capture_error_mode
 
     def __enter__(self):
         self._card.synchronize(_everything(self._card), why="the device")
@@ -144,7 +140,6 @@ class Capturing:
                 "CUDA error: operation failed due to a previous error during capture"
             )
         self._card.stream = self._before
-        self._card.num_captured += 1
 
 
 def _names(card):
@@ -196,11 +191,10 @@ def _names(card):
 
 
 def _everything(card):
-    clock = {}
+    everything = Actor("all streams")
     for stream in card.streams:
-        for actor, tick in stream.clock.items():
-            clock[actor] = max(tick, clock.get(actor, 0))
-    return clock
+        everything.learn(stream.clock)
+    return everything.clock
 
 
 def _follow_threads(card, patch):
