@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from flexgen_helm.model.cache_format import HOST, CacheFormat, Rows, move
 from flexgen_helm.model.rooms import DiskRoom, Room, RoomSize, make_room
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.link import Lane, Link, Transit
-from flexgen_helm.offload.spill import RecordLayout, Spill
+from flexgen_helm.offload.spill import RecordLayout
+from flexgen_helm.offload.spilled import StoredTensors, spill_tensors
 from flexgen_helm.specs.placement import Tier
 
 
@@ -59,7 +60,7 @@ class SegmentCache:
 
     def __init__(self, cache_format: CacheFormat, num_tokens: int) -> None:
         self._format = cache_format
-        self._layers: dict[int, list[_Stored]] = {}
+        self._layers: dict[int, list[StoredTensors]] = {}
         self.num_tokens = num_tokens
 
     @property
@@ -83,13 +84,13 @@ class SegmentCache:
         """Return all positions of a layer, both [h, t, d], in the compute dtype."""
         return KeysByHead(*(self._by_head(stored.read()) for stored in self._layers[layer]))
 
-    def _stored(self, rows: Tensor, tier: Tier) -> _Stored:
+    def _stored(self, rows: Tensor, tier: Tier) -> StoredTensors:
         tensors: Sequence[Tensor] = (rows,)
         if self._format.compressed:  # codes belong to a position, not to a head: [t, g, codes]
             tensors = self._format.tensors(rows.transpose(0, 1).flatten(1))
         if tier is Tier.DISK:
             assert self._format.spill is not None, "a cache on disk comes with a spill"
-            return _OnDisk(tensors, self._format.spill, self._format.link)
+            return spill_tensors(tensors, self._format.spill, self._format.link)
         if tier is Tier.HOST and self._format.link is not None:
             return _OnHost(tensors, self._format.link)
         return _InMemory(tensors)
@@ -99,17 +100,6 @@ class SegmentCache:
             return tensors[0]
         rows = self._format.by_head(self._format.rows([tensor[None] for tensor in tensors]))
         return rows[0].contiguous()
-
-
-class _Stored(Protocol):
-    """Tensors somewhere."""
-
-    @property
-    def num_bytes(self) -> int: ...
-
-    def begin_read(self) -> int: ...
-
-    def read(self) -> Sequence[Tensor]: ...
 
 
 class _InMemory:
@@ -152,30 +142,6 @@ class _OnHost:
 
     def _begin(self) -> list[Transit]:
         return [copy.back(Lane.CACHE) for copy in self._stored]
-
-
-class _OnDisk:
-    def __init__(self, tensors: Sequence[Tensor], spill: Spill, link: Link | None) -> None:
-        layout = RecordLayout.of(tensors)
-        self._region = spill.region(layout.num_bytes)
-        self._region.append_copy(layout, tensors)
-        self._link = link
-
-    @property
-    def num_bytes(self) -> int:
-        return self._region.num_bytes
-
-    def begin_read(self) -> int:
-        return self._region.begin_read()
-
-    def read(self) -> Sequence[Tensor]:
-        with self._region.read() as [tensors]:
-            if self._link is None:
-                return [tensor.clone() for tensor in tensors]
-            copies = [self._link.up(tensor, Lane.CACHE) for tensor in tensors]
-            for copy in copies:  # before the memory is used again
-                copy.wait()
-            return [copy.use() for copy in copies]
 
 
 class CachePart(NamedTuple):

@@ -154,6 +154,18 @@ def test_no_step_waits_for_the_device(checkpoint, cuda, placement, tmp_path, mon
     places = PLACEMENTS[placement]
     policy = Policy(weights=places, cache=places, activations=places)
     run(checkpoint, "none", policy, device="cuda", offload_dir=tmp_path)
+    shared = [2, *(5 + i % 90 for i in range(150))]  # so long that it is stored once
+    with Engine.from_pretrained(
+        checkpoint, dtype="float32", device="cuda", policy=policy, offload_dir=tmp_path
+    ) as engine:
+        engine.generate(
+            [
+                GenerationRequest(
+                    prompt_token_ids=[*shared, 7 + i], sampling=SamplingParams(max_tokens=8)
+                )
+                for i in range(12)
+            ]
+        )
 
 
 def test_copies_of_a_link(cuda):
