@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,9 @@ class _Run(NamedTuple):
     """Consecutive rows at consecutive positions of a slot."""
 
     rows: slice
+    order: slice
+    """Of the rows, among those that have a cell."""
+
     slot: int
     positions: slice
 
@@ -108,7 +112,11 @@ class RowCells:
 
     def store(self, rows: Tensor, cells: Tensor) -> None:
         """Copy rows, already in order, to their cells."""
-        cells[self.slots, self.positions] = rows
+        if self._runs is None:
+            cells[self.slots, self.positions] = rows
+            return
+        for run in self._runs:
+            cells[run.slot, run.positions] = rows[run.order]
 
     def spread(self, packed: Tensor, cells: Tensor) -> None:
         """Copy rows of a packed tensor to their cells."""
@@ -139,8 +147,13 @@ def _runs(numbers: NDArray[np.int64]) -> list[_Run]:
     """Runs of rows, slots and positions [3, n]."""
     bounds = run_bounds(numbers, [[1], [0], [1]])
     return [
-        _Run(slice(row, row + length), slot, slice(position, position + length))
-        for (row, slot, position), length in zip(
-            numbers.T[bounds[:-1]].tolist(), np.diff(bounds).tolist(), strict=True
+        _Run(
+            rows=slice(row, row + stop - start),
+            order=slice(start, stop),
+            slot=slot,
+            positions=slice(position, position + stop - start),
+        )
+        for (row, slot, position), (start, stop) in zip(
+            numbers.T[bounds[:-1]].tolist(), pairwise(bounds), strict=True
         )
     ]

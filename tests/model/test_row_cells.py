@@ -36,6 +36,10 @@ def test_each_row_has_its_cell(matching, by_run):
         expected[slot, position] = row + 1
     assert torch.equal(cells, expected)
 
+    stored = torch.zeros_like(cells)
+    mapping.store(mapping.rows_of(packed), stored)
+    assert torch.equal(stored, expected)
+
     back = torch.zeros_like(packed)
     mapping.collect(cells, back)
     chosen = [row for row, _, _ in matching]
