@@ -39,7 +39,7 @@ def automatic_policy(
     device is taken.
 
     Raises:
-        InfeasibleError: no policy fits.
+        BudgetError: no policy fits.
         PlanningError: the linear program could not be solved.
     """
     allowed = budget_of(setup, hardware, budget)
@@ -53,9 +53,9 @@ def automatic_policy(
         if isinstance(error, ModuleNotFoundError) and error.name != "cvxpy":
             raise
         nearest = nearest_policy(setup, Policy(), allowed)
-        if nearest is None:
-            raise InfeasibleError(
-                "no policy of this model fits: allow more memory, or compress the model"
-            ) from error
-        return nearest, None
+        if nearest is not None:
+            return nearest, None
+        if isinstance(error, ModuleNotFoundError):
+            plan_memory(setup, Policy(), allowed)  # refuses, and says how much is missing
+        raise
     return made.policy, made

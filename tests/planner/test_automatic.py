@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from flexgen_helm.errors import InfeasibleError
+from flexgen_helm.errors import BudgetError, InfeasibleError
 from flexgen_helm.planner import automatic
 from flexgen_helm.planner.automatic import automatic_policy, fits_as_it_is
 from flexgen_helm.planner.memory import nearest_policy
@@ -33,11 +33,16 @@ def test_a_cache_that_is_too_small_does_not_fit():
     assert not fits_as_it_is(setup, budget, workload(lengths(num_requests=10_000)))
 
 
-def test_without_a_solver_the_nearest_policy_is_taken(monkeypatch):
+@pytest.fixture
+def no_solver(monkeypatch):
     def without(*_, **__):
         raise ModuleNotFoundError("No module named 'cvxpy'", name="cvxpy")
 
     monkeypatch.setattr(automatic, "plan", without)
+
+
+@pytest.mark.usefixtures("no_solver")
+def test_without_a_solver_the_nearest_policy_is_taken():
     policy, made = automatic_policy(setup_of(CPU), ROOMY, TIGHT, workload())
     assert made is None
     assert policy == nearest_policy(
@@ -55,5 +60,11 @@ def test_another_module_that_is_missing_is_an_error(monkeypatch):
 
 
 def test_what_can_never_fit_is_said():
-    with pytest.raises(InfeasibleError, match="no policy of this model fits"):
+    with pytest.raises(InfeasibleError, match="no policy.*fits: there is device memory of 10 MB"):
+        automatic_policy(setup_of(CPU), ROOMY, MemoryBudget(device=10**7), workload())
+
+
+@pytest.mark.usefixtures("no_solver")
+def test_without_a_solver_it_is_said_as_well():
+    with pytest.raises(BudgetError, match="MB.*no policy of this model fits: allow more"):
         automatic_policy(setup_of(CPU), ROOMY, MemoryBudget(device=10**7), workload())
