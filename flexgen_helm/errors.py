@@ -15,10 +15,12 @@
     ├── CheckpointError              a checkpoint is missing, incomplete, corrupt or not an OPT
     │   └── UnsupportedModelError    the checkpoint is sound but its architecture is not ours
     ├── StoreError                   a weight store is damaged, or its disk cannot be used
+    │   └── DiskFullError            the disk, or what may be used of it, has no room for a run
     ├── DeploymentError              a deployment name that cannot be turned into a model
     ├── NumericsError                the model computed NaN
     ├── EngineClosedError            a request reached an engine that is shut down
     ├── CommandError                 a command started by this one failed
+    │   └── CommandTimeoutError      it did not end in the time it was given
     ├── BenchmarkError               a benchmark lacks data, or has a setting that does not exist
     ├── StagingError                 scenario data that are missing, or not what HELM reads
     └── TablesError                  run directories that hold nothing to tabulate
@@ -106,6 +108,10 @@ class EngineClosedError(FlexGenError):
 
 class CommandError(FlexGenError):
     """A command this one started ended with an error."""
+
+
+class CommandTimeoutError(CommandError):
+    """A command this one started did not end in time."""
 
 
 class BenchmarkError(FlexGenError):

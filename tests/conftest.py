@@ -12,6 +12,9 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
+from tests.simulated_card.card import Card
+from tests.simulated_card.cuda import installed
+
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -22,6 +25,11 @@ os.environ["FLEXGEN_HELM_HARDWARE"] = os.devnull + "/none"
 """Tests are not to depend on whether this machine has been calibrated."""
 
 NEEDS_GPU = "needs a CUDA GPU"
+HAS_GPU = torch.cuda.is_available()
+GPU = pytest.param("gpu", marks=pytest.mark.skipif(not HAS_GPU, reason=NEEDS_GPU), id="gpu")
+SIMULATED = pytest.param(
+    "simulated", marks=pytest.mark.skipif(HAS_GPU, reason="a real GPU is here"), id="simulated"
+)
 
 VARIANTS = {
     "opt": {},
@@ -100,6 +108,21 @@ def checkpoint(tmp_path_factory):
     directory = tmp_path_factory.mktemp("checkpoint")
     save_random_checkpoint(directory, byte_tokenizer())
     return directory
+
+
+@pytest.fixture(params=[SIMULATED, GPU])
+def cuda(request, monkeypatch):
+    """A CUDA device: one that the processor simulates and checks, which is returned, or a real one.
+
+    What a simulated one finds wrong fails the test.
+    """
+    if request.param == "gpu":
+        yield None
+        return
+    card = Card()
+    with installed(card, monkeypatch):
+        yield card
+    assert not card.findings, "\n".join(card.findings)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -5,18 +5,19 @@
    the card's memory: ours with the policy it plans, upstream with those it published, accelerate
    with weights in the host's memory.
 3. *helm*: the paper's seven sub-scenarios with fewer requests, their real lengths and what they
-   share, beside the same requests padded to the paper's lengths, which share nothing.
+   share, all at once, beside upstream's way: one sub-scenario after another, all prompts padded to
+   the paper's lengths, and nothing shared.
 
 Everything runs in processes of its own, one after another, as long as there is time: what did not
 come to its turn, or to its end, is in the report without figures. First comes what the benchmark is
-about: the first model with ours and with upstream's first policy, then the sub-scenarios.
+about: the first model with ours and with upstream's policies, then the sub-scenarios.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -29,7 +30,7 @@ from flexgen_helm.bench.gpu_workloads import (
 )
 from flexgen_helm.bench.report import Cell, Report, Row
 from flexgen_helm.bench.trial import Bench, Workload, ask
-from flexgen_helm.errors import CommandError
+from flexgen_helm.errors import CommandError, CommandTimeoutError
 from flexgen_helm.specs.hardware import Hardware
 from flexgen_helm.units import format_bytes
 
@@ -37,6 +38,7 @@ OURS, UPSTREAM, ACCELERATE = "flexgen_helm", "flexgen", "accelerate"
 PEERS = (UPSTREAM, ACCELERATE)
 THROUGHPUT, HELM = "throughput", "helm"
 STAGES = (THROUGHPUT, HELM)
+SHARED, PADDED = "shared prefixes", "padded, in turn"
 
 PILOT_TOKENS = 4
 """New tokens that accelerate is timed with: each takes as long as the one before."""
@@ -47,6 +49,8 @@ UPSTREAM_TOKENS = 8
 ACCELERATE_BATCH = 8
 ENOUGH_S = 10.0
 """With less time left, nothing is begun."""
+
+ROWS_FILE = "rows.jsonl"
 
 Announce = Callable[[str], None]
 
@@ -63,6 +67,9 @@ class Trial:
 
     requests: Sequence[Requests]
     cap_bytes: int
+    in_turn: bool = False
+    """Whether each kind of requests waits for the one before, as if they were runs of their own."""
+
     compression: str = "none"
     """Of ours."""
 
@@ -83,6 +90,9 @@ class Outcome:
     reserved_bytes: int
     """Peak of what the process took there for tensors."""
 
+    allocation_retries: int | None = None
+    """How often there was no memory until all that was kept for reuse had been given back."""
+
     link_bytes: int | None = None
     """Copied between host and device."""
 
@@ -90,10 +100,25 @@ class Outcome:
     predicted_s: float | None = None
     policy: str = ""
 
+    @property
+    def seconds(self) -> float:
+        """Time of prefill and decode."""
+        return self.prefill_s + self.decode_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens a second."""
+        return self.generated_tokens / self.seconds
+
+    @property
+    def link_bytes_per_s(self) -> float | None:
+        """Copied between host and device in a second, in the mean."""
+        return None if self.link_bytes is None else self.link_bytes / self.seconds
+
 
 @dataclass(frozen=True, kw_only=True)
 class GpuRow:
-    """A trial and its outcome, as far as it came to one."""
+    """A trial and its outcome, if it came to one."""
 
     stage: str
     system: str
@@ -103,18 +128,23 @@ class GpuRow:
     prompt_len: int
     new_tokens: int
     cap_bytes: int
-    generated_tokens: int | None = None
-    prefill_s: float | None = None
-    decode_s: float | None = None
-    tokens_per_s: float | None = None
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-    link_bytes_per_s: float | None = None
-    link_wait_s: float | None = None
-    predicted_s: float | None = None
-    policy: str = ""
+    outcome: Outcome | None = None
     problem: str = ""
-    """Why there are no figures."""
+    """Why there is no outcome."""
+
+    unfinished: bool = False
+    """Whether there might have been one with more time."""
+
+    def flat(self) -> Row:
+        """Return everything there is to know, the outcome's figures among it."""
+        row = asdict(self)
+        del row["outcome"]
+        if (outcome := self.outcome) is not None:
+            rates = {
+                "tokens_per_s": outcome.tokens_per_s, "link_bytes_per_s": outcome.link_bytes_per_s
+            }  # fmt: skip
+            row |= asdict(outcome) | rates
+        return row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +171,11 @@ class Plan:
 class Session:
     """Runs one process after another, in the time there is.
 
+    What each trial came to is in `ROWS_FILE` at once: who runs this may have less time than it.
+
     Args:
         tokenizer: of the dummy checkpoints.
-        directory: for checkpoints, stores and logs.
+        directory: for checkpoints, stores, logs and what trials came to.
         device: ``cuda``, or ``cpu`` to try the benchmark out.
         limit_s: time in all.
         announce: told what goes on.
@@ -181,7 +213,15 @@ class Session:
 
     def run(self, trial: Trial, hardware: Hardware) -> GpuRow:
         """Make a trial, if there is time."""
-        about = f"{trial.stage}: {trial.system} {trial.setting}, opt-{trial.model}"
+        row = self._run(trial, hardware)
+        found = f"{row.outcome.tokens_per_s:.2f} token/s" if row.outcome else row.problem
+        self._announce(f"{_about(trial)}: {found}")
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with (self._directory / ROWS_FILE).open("a") as rows:
+            rows.write(json.dumps(row.flat()) + "\n")
+        return row
+
+    def _run(self, trial: Trial, hardware: Hardware) -> GpuRow:
         row = GpuRow(
             stage=trial.stage,
             system=trial.system,
@@ -193,8 +233,8 @@ class Session:
             cap_bytes=trial.cap_bytes,
         )
         if self.left_s < ENOUGH_S:
-            return _without(row, "no time was left")
-        self._announce(f"{about} ... ({self.left_s:.0f} s left)")
+            return replace(row, problem="no time was left", unfinished=True)
+        self._announce(f"{_about(trial)} ... ({self.left_s:.0f} s left)")
         self._count += 1
         bench = self._bench(trial.model)
         request = {
@@ -214,13 +254,11 @@ class Session:
                 limit_s=self.left_s,
             )
         except CommandError as error:
-            self._announce(f"{about}: {error}")
-            return _without(row, str(error))
+            late = isinstance(error, CommandTimeoutError)
+            return replace(row, problem=str(error), unfinished=late)
         if answer is None:
-            return _without(row, "was killed for want of memory")
-        row = _with(row, Outcome(**answer))
-        self._announce(f"{about}: {row.tokens_per_s:.2f} token/s")
-        return row
+            return replace(row, problem="was killed for want of memory")
+        return replace(row, outcome=Outcome(**answer))
 
     def _bench(self, model: str) -> Bench:
         from flexgen_helm.model.dummy import write_dummy
@@ -228,6 +266,10 @@ class Session:
         directory = self._directory / f"opt-{model}"
         write_dummy(f"opt-{model}", tokenizer=self._tokenizer, directory=directory)
         return Bench(checkpoint=directory, directory=self._directory)
+
+
+def _about(trial: Trial) -> str:
+    return f"{trial.stage}: {trial.system} {trial.setting}, opt-{trial.model}"
 
 
 def run_gpu_benchmark(
@@ -255,21 +297,21 @@ def run_gpu_benchmark(
             "accelerate": f"{ACCELERATE_BATCH} requests, {PILOT_TOKENS} tokens timed, the rest at"
             " the speed of the last",
         },
-        rows=[rates, *map(asdict, rows), *map(_in_short, rows)],
+        rows=[rates, *(row.flat() for row in rows), *map(_in_short, rows)],
     )
 
 
 def _in_short(row: GpuRow) -> Row:
     """Return what one wants to see last."""
-    seconds = None if row.prefill_s is None else row.prefill_s + (row.decode_s or 0)
+    outcome = row.outcome
     return {
         "stage": row.stage,
         "model": row.model,
         "system": row.system,
         "setting": row.setting,
-        "tokens_per_s": row.tokens_per_s,
-        "seconds": seconds,
-        "reserved_bytes": row.reserved_bytes,
+        "tokens_per_s": outcome and outcome.tokens_per_s,
+        "seconds": outcome and outcome.seconds,
+        "reserved_bytes": outcome and outcome.reserved_bytes,
         "problem": row.problem or None,
     }
 
@@ -284,11 +326,9 @@ def trials(plan: Plan, *, host_bytes: int) -> Iterator[Trial]:
     models = plan.models if THROUGHPUT in plan.stages else ()
     found = {model: _throughput_trials(plan, model, host_bytes) for model in models}
     for model in models[:1]:
-        yield from found[model][OURS][:1] + found[model][UPSTREAM][:1]
+        yield from found[model][OURS][:1] + found[model][UPSTREAM]
     if HELM in plan.stages:
         yield from _helm_trials(plan)
-    for model in models[:1]:
-        yield from found[model][UPSTREAM][1:]
     for model in models[1:]:
         yield from found[model][OURS][:1] + found[model][UPSTREAM]
     for model in models:
@@ -297,8 +337,8 @@ def trials(plan: Plan, *, host_bytes: int) -> Iterator[Trial]:
 
 def _helm_trials(plan: Plan) -> Iterator[Trial]:
     for setting, requests in (
-        ("shared prefixes", [*helm_requests(plan.helm_share)]),
-        ("padded", [*padded_requests(plan.helm_share)]),
+        (SHARED, [*helm_requests(plan.helm_share)]),
+        (PADDED, [*padded_requests(plan.helm_share)]),
     ):
         yield Trial(
             stage=HELM,
@@ -306,6 +346,7 @@ def _helm_trials(plan: Plan) -> Iterator[Trial]:
             setting=setting,
             model=plan.helm_model,
             requests=requests,
+            in_turn=setting == PADDED,
             compression=plan.compressions[0],
             cap_bytes=plan.cap_bytes,
         )
@@ -347,63 +388,38 @@ def _throughput_trials(plan: Plan, model: str, host_bytes: int) -> dict[str, lis
 
 
 def ratios(rows: Sequence[GpuRow], hardware: Hardware) -> dict[str, float]:
-    """Return what the benchmark is about, as far as it was measured."""
+    """Return what the benchmark is about, as far as it was measured.
+
+    A peer is compared with if all it might be best with came to its end, or would with no time.
+    """
     found: dict[str, float] = {}
-    for model in dict.fromkeys(row.model for row in rows if row.stage == THROUGHPUT):
-        best = {
-            system: max(
-                (
-                    row.tokens_per_s
-                    for row in rows
-                    if (row.stage, row.model, row.system) == (THROUGHPUT, model, system)
-                    and row.tokens_per_s
-                ),
-                default=None,
-            )
-            for system in (OURS, *PEERS)
-        }
+    throughput = [row for row in rows if row.stage == THROUGHPUT]
+    for model in dict.fromkeys(row.model for row in throughput):
+        best, unfinished = {}, set()
+        for row in throughput:
+            if row.model == model and row.unfinished:
+                unfinished.add(row.system)
+            elif row.model == model and row.outcome is not None:
+                best[row.system] = max(best.get(row.system, 0.0), row.outcome.tokens_per_s)
         for peer in PEERS:
-            ours, theirs = best[OURS], best[peer]
-            if ours and theirs:
-                found[f"{model}_over_{peer}"] = ours / theirs
+            if {OURS, peer} <= {*best} and peer not in unfinished:
+                found[f"{model}_over_{peer}"] = best[OURS] / best[peer]
     seconds = {
-        row.setting: row.prefill_s + row.decode_s
-        for row in rows
-        if row.stage == HELM and row.prefill_s is not None and row.decode_s is not None
+        row.setting: row.outcome.seconds for row in rows if row.stage == HELM and row.outcome
     }
     if len(seconds) == 2:
-        found["helm_over_padded"] = seconds["padded"] / seconds["shared prefixes"]
-    timed = [row for row in rows if row.system == OURS and row.tokens_per_s]
-    if timed:
-        taken = [row.reserved_bytes / row.cap_bytes for row in timed if row.reserved_bytes]
-        found["most_reserved_over_cap"] = max(taken, default=0)
+        found["helm_over_padded"] = seconds[PADDED] / seconds[SHARED]
+    ours = [(row, row.outcome) for row in rows if row.system == OURS and row.outcome]
+    if ours:
+        found["most_reserved_over_cap"] = max(o.reserved_bytes / row.cap_bytes for row, o in ours)
     rate = hardware.host_to_device_bytes_per_s
-    copied = [row.link_bytes_per_s for row in timed if row.link_bytes_per_s]
+    copied = [o.link_bytes_per_s for _, o in ours if o.link_bytes_per_s]
     if rate and copied:
         found["most_link_over_measured"] = max(copied) / rate
-    errors = [
-        abs(row.predicted_s / (row.prefill_s + row.decode_s) - 1)
-        for row in timed
-        if row.predicted_s and row.prefill_s is not None and row.decode_s is not None
-    ]
+    errors = [abs(o.predicted_s / o.seconds - 1) for _, o in ours if o.predicted_s]
     if errors:
         found["worst_prediction_error"] = max(errors)
     return {name: round(value, 3) for name, value in found.items()}
-
-
-def _with(row: GpuRow, outcome: Outcome) -> GpuRow:
-    seconds = outcome.prefill_s + outcome.decode_s
-    figures = {
-        **asdict(outcome),
-        "tokens_per_s": outcome.generated_tokens / seconds,
-        "link_bytes_per_s": outcome.link_bytes / seconds if outcome.link_bytes else None,
-    }
-    del figures["link_bytes"]
-    return GpuRow(**{**asdict(row), **figures})
-
-
-def _without(row: GpuRow, problem: str) -> GpuRow:
-    return GpuRow(**{**asdict(row), "problem": problem})
 
 
 def _mean(pairs: Sequence[tuple[int, int]]) -> int:

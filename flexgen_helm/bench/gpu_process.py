@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -59,13 +60,18 @@ def _ours(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
     from flexgen_helm.specs.hardware import Hardware
     from flexgen_helm.specs.request import GenerationRequest, SamplingParams
 
-    requests = [
-        GenerationRequest(
-            prompt_token_ids=prompt, sampling=SamplingParams(max_tokens=wanted.new_tokens)
-        )
+    runs = [
+        [
+            GenerationRequest(
+                prompt_token_ids=prompt, sampling=SamplingParams(max_tokens=wanted.new_tokens)
+            )
+            for prompt in prompts(wanted)
+        ]
         for wanted in trial.requests
-        for prompt in prompts(wanted)
     ]
+    requests = [*chain.from_iterable(runs)]
+    if not trial.in_turn:
+        runs = [requests]
     with Engine.from_pretrained(
         asked["checkpoint"],
         compression=trial.compression,
@@ -77,19 +83,19 @@ def _ours(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
     ) as engine:
         engine.generate(_warm_up(requests))
         copied_before = engine.link_bytes
-        costs = [result.statistics for result in engine.generate(requests, progress=True)]
+        costs = [
+            result.statistics for run in runs for result in engine.generate(run, progress=True)
+        ]
         known = [
             (cost.predicted_prefill_s, cost.predicted_decode_s)
             for cost in costs
             if cost.predicted_prefill_s is not None and cost.predicted_decode_s is not None
         ]
-        allocated, reserved = _peaks(device_of(asked["device"]))
         return Outcome(
             prefill_s=sum(cost.prefill_s for cost in costs),
             decode_s=sum(cost.decode_s for cost in costs),
             generated_tokens=sum(cost.num_generated_tokens for cost in costs),
-            allocated_bytes=allocated,
-            reserved_bytes=reserved,
+            **device_memory(device_of(asked["device"])),
             link_bytes=engine.link_bytes - copied_before,
             link_wait_s=sum(cost.link_wait_s for cost in costs),
             predicted_s=sum(map(sum, known)) if len(known) == len(costs) else None,
@@ -166,23 +172,25 @@ def _accelerate(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
         stopping_criteria=[note_time],
     )
     step_s = (times[-1] - times[1]) / max(1, tokens - 1)
-    allocated, reserved = _peaks(device)
     return Outcome(
         prefill_s=times[1] - times[0],
         decode_s=step_s * (requests.new_tokens - 1),
         generated_tokens=requests.count * requests.new_tokens,
-        allocated_bytes=allocated,
-        reserved_bytes=reserved,
+        **device_memory(device),
     )
 
 
-def _peaks(device: torch.device) -> Sequence[int]:
-    """Most bytes of the device that tensors took, and that were taken for them."""
+def device_memory(device: torch.device) -> dict[str, int]:
+    """Return what an outcome says of the device's memory."""
     import torch
 
     if device.type != "cuda":
-        return 0, 0
-    return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        return {"allocated_bytes": 0, "reserved_bytes": 0}
+    return {
+        "allocated_bytes": torch.cuda.max_memory_allocated(device),
+        "reserved_bytes": torch.cuda.max_memory_reserved(device),
+        "allocation_retries": torch.cuda.memory_stats(device)["num_alloc_retries"],
+    }
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 from flexgen_helm.bench.trial import Workload
 from flexgen_helm.specs.compression import Compression
+from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.opt_sizes import known_spec
 from flexgen_helm.specs.shipped import flexgen_paper, scenarios_dir
 from flexgen_helm.specs.workload import RequestLengths
@@ -16,8 +17,10 @@ from flexgen_helm.specs.workload import Workload as Lengths
 LEAST_REQUESTS = 4
 """Of a sub-scenario, however few are wanted."""
 
-USED = 0.85
-"""Of the host's memory, what upstream's weights and cache may take: it needs some beside them."""
+UPSTREAM_BYTES = 18 << 30
+"""Of the host's memory, what upstream takes beside weights and cache: pinned memory of 2 GB for
+each of its four threads that copy, its copies of the batch's activations and, where the host
+attends, float32 copies of keys and values; and what CUDA takes in a process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +102,19 @@ def _most_batches(cell: Mapping[str, Any], workload: Workload, host_bytes: int) 
     spec, policy = known_spec(cell["model"]), cell["policy"]
     assert spec is not None, "the paper's models are known"
     compression = Compression.parse(cell["compression"])
-    weights = spec.linear_weight_bytes(compression, dtype_bytes=2) * policy["weights"]["host"]
+    weights = pinned_weight_bytes(spec, compression) * policy["weights"]["host"]
     cached = policy["micro_batch_size"] * (workload.prompt_len + workload.new_tokens)
     each = policy["cache"]["host"] * spec.cache_bytes(compression, num_tokens=cached, dtype_bytes=2)
-    left = max(0, USED * host_bytes - weights)
+    left = max(0, host_bytes - UPSTREAM_BYTES - weights)
     return int(left // each) if each else policy["num_micro_batches"]
+
+
+def pinned_weight_bytes(spec: ModelSpec, compression: Compression) -> float:
+    """Return what all weights take in pinned memory, which PyTorch takes by powers of two."""
+    plain_bytes = [2 * out * in_ for out, in_ in spec.linear_shapes.values()]
+    rounded = sum(1 << (num_bytes - 1).bit_length() for num_bytes in plain_bytes)
+    stored = spec.linear_weight_bytes(compression, dtype_bytes=2)
+    return stored * rounded / sum(plain_bytes)
 
 
 def helm_requests(share: float) -> Iterator[Requests]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flexgen_helm.bench.memory_limit import MemoryLimit, forget_pages
-from flexgen_helm.errors import CommandError
+from flexgen_helm.errors import CommandError, CommandTimeoutError
 
 OURS = "flexgen_helm"
 TRANSFORMERS = "transformers"
@@ -162,7 +162,8 @@ def ask(
         `None` if it was killed.
 
     Raises:
-        CommandError: it failed, or took too long.
+        CommandError: it failed.
+        CommandTimeoutError: it took too long.
     """
     log = bench.directory / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +178,7 @@ def ask(
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise CommandError(
+            raise CommandTimeoutError(
                 f"{module} did not end in {limit_s:.0f} s: allow it more time; what it said is in"
                 f" {log}"
             ) from error

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from flexgen_helm.bench.gpu import UPSTREAM_TOKENS, Outcome
+from flexgen_helm.bench.gpu_process import device_memory
 
 DUMMY = "_DUMMY_"
 SOME_TOKEN = 100
@@ -57,7 +58,6 @@ def options(trial: dict[str, Any], directory: Path) -> list[str]:
 
 def main(request: str) -> None:
     """Carry out what a request asks for."""
-    import torch
     from flexgen import flex_opt
     from flexgen.timer import timers
     from flexgen.utils import project_decode_latency
@@ -82,8 +82,7 @@ def main(request: str) -> None:
         prefill_s=first,
         decode_s=sum(others) if whole else project_decode_latency(costs, prompt_len, new_tokens),
         generated_tokens=requests["count"] * new_tokens,
-        allocated_bytes=torch.cuda.max_memory_allocated(device),
-        reserved_bytes=torch.cuda.max_memory_reserved(device),
+        **device_memory(device),
         policy=" ".join(trial["options"]),
     )
     print(json.dumps(asdict(outcome)))

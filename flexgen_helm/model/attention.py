@@ -25,6 +25,9 @@ MAX_CAUSAL_ROWS = 192
 """Queries of a causal chunk at most: all of its queries are multiplied with all keys up to the
 last one's, and those that come after a query in vain."""
 
+MOST_HEADS = 65_535
+"""Heads that the fused kernel for GPUs takes at once: as many blocks as CUDA lets a grid have."""
+
 SAFE_TOTALS = (1e-20, 1e20)
 """Sums of exponentials between which no weight that counts has under- or overflown."""
 
@@ -81,6 +84,14 @@ def _fused_on_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
 
 
 def _fused_on_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
+    parts = [
+        _some_on_cuda(*heads, causal)
+        for heads in zip(*(x.split(MOST_HEADS) for x in (q, k, v)), strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else Attended(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _some_on_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
     attended, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         q[None], k[None], v[None], None, compute_log_sumexp=True, is_causal=causal, scale=1.0
     )

@@ -60,7 +60,8 @@ class PinnedPool:
             new = memory is None
             memory = memory or _PinnedMemory(size)
         except BudgetError:
-            self._lent_bytes -= size
+            with self._lock:
+                self._lent_bytes -= size
             raise
         numbers = np.frombuffer(memory, dtype=np.uint8)
         weakref.finalize(numbers, self._take_back, memory, size).atexit = False
@@ -95,6 +96,7 @@ class _PinnedMemory(mmap.mmap):
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         code = int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, _PORTABLE))
         if code:
+            _forget_error()
             raise BudgetError(
                 f"{num_bytes} bytes of the host's memory cannot be pinned (CUDA error {code}):"
                 " allow less host memory, or put less of the model there"
@@ -108,3 +110,9 @@ class _PinnedMemory(mmap.mmap):
         if self._address is not None:
             with suppress(Exception):  # when the interpreter ends, CUDA may have ended before
                 torch.cuda.cudart().cudaHostUnregister(self._address)
+
+
+def _forget_error() -> None:
+    """Let CUDA report its last error, which the next kernel would be blamed for, to nobody."""
+    with suppress(Exception):
+        torch.ones(1, device="cuda")

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from flexgen_helm.bench import gpu, gpu_process, upstream
+from flexgen_helm.bench import gpu, gpu_process, gpu_workloads, upstream
 from flexgen_helm.bench.gpu import (
     ACCELERATE,
     HELM,
     OURS,
+    PADDED,
+    SHARED,
     THROUGHPUT,
     UPSTREAM,
     GpuRow,
@@ -31,7 +33,10 @@ from flexgen_helm.cli.main import main
 from flexgen_helm.errors import CommandError
 from flexgen_helm.model.dtypes import resolve_dtype
 from flexgen_helm.specs.catalog import EMBEDDED_CHECKPOINT
+from flexgen_helm.specs.compression import Compression
+from flexgen_helm.specs.opt_sizes import known_spec
 from flexgen_helm.specs.shipped import typical_hardware
+from tests.conftest import byte_tokenizer, save_random_checkpoint
 
 HARDWARE = typical_hardware(unified=False, dtype="float16")
 
@@ -59,9 +64,9 @@ def test_each_model_is_measured_with_ours_and_all_published_policies():
     assert asked == [
         (THROUGHPUT, "30b", OURS, "w4-kv4"),
         (THROUGHPUT, "30b", UPSTREAM, "48x3 none"),
-        (HELM, "30b", OURS, "shared prefixes"),
-        (HELM, "30b", OURS, "padded"),
         (THROUGHPUT, "30b", UPSTREAM, "64x8 kv4"),
+        (HELM, "30b", OURS, SHARED),
+        (HELM, "30b", OURS, PADDED),
         (THROUGHPUT, "6.7b", OURS, "w4-kv4"),
         (THROUGHPUT, "6.7b", UPSTREAM, "2x1 none"),
         (THROUGHPUT, "6.7b", UPSTREAM, "72x1 w4-kv4"),
@@ -91,11 +96,18 @@ def test_policies_are_upstreams_options():
 
 
 def test_upstream_gets_as_many_batches_as_the_host_has_memory_for():
-    """Of 48 sequences with 544 tokens of 1.38 MB each, beside 47.4 GB of weights; of 64 with a
-    quarter of that, beside 59.2 GB."""
+    """Of 48 sequences with 544 tokens of 1.38 MB each, beside 61.8 GB of weights; of 64 with two
+    sevenths of that, beside 77.3 GB; and 19.3 GB for the rest."""
     names = [p.name for p in published_policies("30b", Workload(512, 32), host_bytes=137 * 10**9)]
-    assert names == ["48x1 of 48x3 none", "64x4 of 64x8 kv4"]
-    assert not [*published_policies("30b", Workload(512, 32), host_bytes=60 * 10**9)]
+    assert names == ["48x1 of 48x3 none", "64x2 of 64x8 kv4"]
+    assert not [*published_policies("30b", Workload(512, 32), host_bytes=90 * 10**9)]
+
+
+def test_upstreams_weights_take_pinned_memory_by_powers_of_two():
+    """Of 48 layers, four matrices of 98 MiB take 128 each, and two of 392 take 512."""
+    spec = known_spec("facebook/opt-30b")
+    taken = gpu_workloads.pinned_weight_bytes(spec, Compression())
+    assert taken == 48 * (4 * 128 + 2 * 512) * 2**20
 
 
 def test_sub_scenarios_have_the_lengths_and_beginnings_of_real_ones():
@@ -112,7 +124,15 @@ def test_sub_scenarios_have_the_lengths_and_beginnings_of_real_ones():
     assert all(not requests.shared for requests in padded)
 
 
-def row(system, setting, seconds, *, stage=THROUGHPUT, tokens=100, **others):
+def row(system, setting, seconds=None, *, stage=THROUGHPUT, tokens=100, late=False, **others):
+    outcome = None
+    if seconds is not None:
+        outcome = Outcome(
+            prefill_s=seconds / 2,
+            decode_s=seconds / 2,
+            generated_tokens=tokens,
+            **{"allocated_bytes": 100, "reserved_bytes": 200, **others},
+        )
     return GpuRow(
         stage=stage,
         system=system,
@@ -122,25 +142,24 @@ def row(system, setting, seconds, *, stage=THROUGHPUT, tokens=100, **others):
         prompt_len=8,
         new_tokens=2,
         cap_bytes=1000,
-        generated_tokens=tokens,
-        prefill_s=seconds / 2,
-        decode_s=seconds / 2,
-        tokens_per_s=tokens / seconds,
-        **others,
+        outcome=outcome,
+        unfinished=late,
     )
 
 
+ROWS = [
+    row(OURS, "w4", 2.0, reserved_bytes=900, predicted_s=1.5),
+    row(OURS, "w4-kv4", 1.0, reserved_bytes=500, link_bytes=5 * 10**9),
+    row(UPSTREAM, "one", 10.0),
+    row(UPSTREAM, "other", 5.0),
+    row(OURS, SHARED, 3.0, stage=HELM),
+    row(OURS, PADDED, 30.0, stage=HELM),
+]
+
+
 def test_ratios_are_of_the_best_of_each():
-    rows = [
-        row(OURS, "w4", 2.0, reserved_bytes=900, predicted_s=1.5),
-        row(OURS, "w4-kv4", 1.0, reserved_bytes=500, link_bytes_per_s=5e9),
-        row(UPSTREAM, "one", 10.0),
-        row(UPSTREAM, "other", 5.0),
-        row(OURS, "shared prefixes", 3.0, stage=HELM),
-        row(OURS, "padded", 30.0, stage=HELM),
-    ]
     rate = HARDWARE.host_to_device_bytes_per_s
-    assert gpu.ratios(rows, HARDWARE) == {
+    assert gpu.ratios(ROWS, HARDWARE) == {
         "opt-30b_over_flexgen": 5.0,
         "helm_over_padded": 10.0,
         "most_reserved_over_cap": 0.9,
@@ -149,6 +168,15 @@ def test_ratios_are_of_the_best_of_each():
     }
     assert gpu.ratios([], HARDWARE) == {}
 
+
+def test_a_peer_is_not_judged_by_what_it_was_given_no_time_for():
+    name = "opt-30b_over_flexgen"
+    assert name not in gpu.ratios([*ROWS, row(UPSTREAM, "third", late=True)], HARDWARE)
+    assert gpu.ratios([*ROWS, row(UPSTREAM, "does not fit")], HARDWARE)[name] == 5.0
+
+
+CAPS = {"none": 60_000_000, "w4-kv4": 50_000_000}
+"""Bytes of the device for a small model, 33.6 MB of them for cuBLAS."""
 
 REQUESTS = Requests(name="8/3", count=2, shared=4, least_own=3, most_own=5, new_tokens=3)
 
@@ -175,7 +203,7 @@ def session(tmp_path):
         made = Session(
             EMBEDDED_CHECKPOINT, tmp_path, device="cpu", limit_s=limit_s, announce=said.append
         )
-        made.said = said
+        made.said, made.directory = said, tmp_path
         return made
 
     return make
@@ -186,25 +214,61 @@ def test_ours_and_accelerate_run_in_processes_of_their_own(session):
     hardware = typical_hardware(unified=True, dtype=resolve_dtype("auto", "cpu"))
     ours = session.run(trial(OURS), hardware)
     assert (ours.model, ours.requests, ours.prompt_len) == ("opt-125m", 2, 8)
-    assert 2 <= ours.generated_tokens <= 6
-    assert ours.predicted_s > 0
-    assert ours.link_bytes_per_s is None, "one memory has no link"
-    assert "weights 100/0/0, cache 100/0/0" in ours.policy
+    assert 2 <= ours.outcome.generated_tokens <= 6
+    assert ours.outcome.predicted_s > 0
+    assert "weights 100/0/0, cache 100/0/0" in ours.outcome.policy
     same_lengths = Requests(name="8/5", count=2, shared=0, least_own=8, most_own=8, new_tokens=5)
     theirs = session.run(trial(ACCELERATE, requests=[same_lengths]), hardware)
-    assert theirs.generated_tokens == 10
-    assert theirs.tokens_per_s > 0
+    assert theirs.outcome.generated_tokens == 10
+    assert theirs.outcome.tokens_per_s > 0
     assert len([text for text in session.said if "token/s" in text]) == 2
+    rows = (session.directory / gpu.ROWS_FILE).read_text().splitlines()
+    assert [json.loads(row)["system"] for row in rows] == [OURS, ACCELERATE]
+
+
+@pytest.mark.parametrize("compression", ["none", "w4-kv4"])
+def test_sub_scenarios_one_after_another_on_a_small_card(cuda, compression, tmp_path, capsys):
+    """Planned, warmed up and run as on a GPU, without memory for all that could be on it."""
+    directory = tmp_path / "checkpoint"
+    save_random_checkpoint(
+        directory, byte_tokenizer(), hidden_size=256, num_hidden_layers=6, ffn_dim=1024
+    )
+    kinds = [REQUESTS, replace(REQUESTS, name="8/2", count=5, new_tokens=2)]
+    for in_turn in (False, True):
+        asked = trial(
+            OURS,
+            requests=kinds,
+            in_turn=in_turn,
+            compression=compression,
+            cap_bytes=CAPS[compression],
+        )
+        gpu_process.main(
+            json.dumps(
+                {
+                    "trial": gpu.asdict(asked),
+                    "checkpoint": str(directory),
+                    "directory": str(tmp_path),
+                    "device": "cuda",
+                    "hardware": HARDWARE.to_json(),
+                }
+            )
+        )
+        outcome = Outcome(**json.loads(capsys.readouterr().out))
+        assert 0 < outcome.allocated_bytes <= CAPS[compression]
+        assert outcome.link_bytes > 0
+        assert 7 <= outcome.generated_tokens <= 2 * 3 + 5 * 2
 
 
 def test_what_fails_or_has_no_time_is_a_row_without_figures(session, monkeypatch):
     failed = session().run(trial("nobody"), HARDWARE)
     assert "status 1: the reason is in" in failed.problem
-    assert failed.tokens_per_s is None
-    assert session(limit_s=1.0).run(trial(OURS), HARDWARE).problem == "no time was left"
+    assert (failed.outcome, failed.unfinished) == (None, False)
+    too_late = session(limit_s=1.0).run(trial(OURS), HARDWARE)
+    assert (too_late.problem, too_late.unfinished) == ("no time was left", True)
     monkeypatch.setattr(gpu, "ENOUGH_S", 0.0)
     late = session(limit_s=0.5).run(trial(OURS), HARDWARE)
     assert "did not end in 0 s" in late.problem
+    assert late.unfinished
     monkeypatch.setattr(gpu, "ask", lambda *_, **__: None)
     assert session().run(trial(OURS), HARDWARE).problem == "was killed for want of memory"
 
@@ -256,6 +320,7 @@ def test_upstream_runs_with_our_cap_and_another_tokenizer(
     )
     monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda _: 7)
     monkeypatch.setattr("torch.cuda.max_memory_reserved", lambda _: 8)
+    monkeypatch.setattr("torch.cuda.memory_stats", lambda _: {"num_alloc_retries": 9})
     asked = trial(UPSTREAM, requests=[replace(REQUESTS, new_tokens=new_tokens)])
     asked = {"trial": gpu.asdict(asked), "directory": str(tmp_path), "device": "cuda:0"}
     upstream.main(json.dumps(asked))
@@ -263,6 +328,7 @@ def test_upstream_runs_with_our_cap_and_another_tokenizer(
     assert (outcome.prefill_s, outcome.decode_s) == (2.0, decode_s)
     assert outcome.generated_tokens == 2 * new_tokens
     assert (outcome.allocated_bytes, outcome.reserved_bytes) == (7, 8)
+    assert outcome.allocation_retries == 9
     assert [limit for _, limit in capped] == [4 * 10**9]
     assert given == {"ids": [[100] * 5], "model": "facebook/opt-125m", "tokens": tokens}
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from flexgen_helm import Engine, GenerationRequest, MemoryBudget, Policy, SamplingParams
+from flexgen_helm.model.attention import MOST_HEADS, attend
 from flexgen_helm.offload.link import OWN_PINNED_BYTES, CudaLink, Lane
 from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.runtime.device_cap import cap_device_memory
-from tests.conftest import NEEDS_GPU, byte_tokenizer, save_random_checkpoint
-from tests.runtime.conftest import GPU, SIMULATED
+from tests.conftest import GPU, NEEDS_GPU, SIMULATED, byte_tokenizer, save_random_checkpoint
 from tests.runtime.test_offloading import PLACEMENTS, POLICIES, assert_equal, run
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=NEEDS_GPU)
@@ -134,6 +134,15 @@ def test_what_was_copied_to_the_host_is_not_kept_on_the_device(cuda):
     assert torch.cuda.memory_allocated(CUDA) == before
     assert torch.equal(copy.wait(), torch.full((1 << 20,), 3, dtype=torch.uint8))
     link.close()
+
+
+def test_more_heads_than_cuda_lets_a_kernel_have(cuda):
+    shape = MOST_HEADS + 2, 2, 8
+    q, k, v = (torch.randn(shape) for _ in range(3))
+    expected = attend(q, k, v, causal=True)
+    found = attend(*(x.to(CUDA) for x in (q, k, v)), causal=True)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")

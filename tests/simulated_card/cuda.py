@@ -173,6 +173,7 @@ def _names(card):
         "memory_allocated": lambda _=None: card.allocated_bytes,
         "max_memory_allocated": lambda _=None: card.peak_bytes,
         "max_memory_reserved": lambda _=None: card.peak_bytes,
+        "memory_stats": lambda _=None: {"num_alloc_retries": 0},
         "reset_peak_memory_stats": reset_peak,
         "mem_get_info": lambda _=None: (
             card.total_bytes - card.allocated_bytes,

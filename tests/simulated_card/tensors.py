@@ -344,6 +344,7 @@ def _efficient_attention(q, k, v, bias, compute_log_sumexp, dropout=0.0, is_caus
     assert bias is None
     assert compute_log_sumexp
     assert not dropout
+    assert q.shape[1] <= 65_535, "a grid is no wider"
     values, lse = aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, is_causal=is_causal, scale=scale
     )

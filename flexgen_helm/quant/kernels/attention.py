@@ -56,7 +56,7 @@ def _read(codes, scale, zero, first_byte, first_group, HALF: tl.constexpr, dtype
     return first, last
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_positions"])  # pools have many: it would be compiled again
 def _attend(
     queries, key_codes, key_scale, key_zero, value_codes, value_scale, value_zero, ends,
     attended, lse, num_positions, num_heads,
