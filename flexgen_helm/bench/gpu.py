@@ -52,6 +52,13 @@ ENOUGH_S = 10.0
 
 ROWS_FILE = "rows.jsonl"
 
+DERIVED = ("seconds", "tokens_per_s", "link_bytes_per_s")
+"""What follows from an outcome's other figures."""
+
+IN_SHORT = (
+    "stage", "model", "system", "setting", "tokens_per_s", "seconds", "reserved_bytes", "problem"
+)  # fmt: skip
+
 Announce = Callable[[str], None]
 
 
@@ -140,10 +147,8 @@ class GpuRow:
         row = asdict(self)
         del row["outcome"]
         if (outcome := self.outcome) is not None:
-            rates = {
-                "tokens_per_s": outcome.tokens_per_s, "link_bytes_per_s": outcome.link_bytes_per_s
-            }  # fmt: skip
-            row |= asdict(outcome) | rates
+            row |= asdict(outcome)
+            row |= {name: getattr(outcome, name) for name in DERIVED}
         return row
 
 
@@ -303,17 +308,8 @@ def run_gpu_benchmark(
 
 def _in_short(row: GpuRow) -> Row:
     """Return what one wants to see last."""
-    outcome = row.outcome
-    return {
-        "stage": row.stage,
-        "model": row.model,
-        "system": row.system,
-        "setting": row.setting,
-        "tokens_per_s": outcome and outcome.tokens_per_s,
-        "seconds": outcome and outcome.seconds,
-        "reserved_bytes": outcome and outcome.reserved_bytes,
-        "problem": row.problem or None,
-    }
+    everything = row.flat()
+    return {name: everything.get(name) or None for name in IN_SHORT}
 
 
 def trials(plan: Plan, *, host_bytes: int) -> Iterator[Trial]:
@@ -395,7 +391,8 @@ def ratios(rows: Sequence[GpuRow], hardware: Hardware) -> dict[str, float]:
     found: dict[str, float] = {}
     throughput = [row for row in rows if row.stage == THROUGHPUT]
     for model in dict.fromkeys(row.model for row in throughput):
-        best, unfinished = {}, set()
+        best: dict[str, float] = {}
+        unfinished: set[str] = set()
         for row in throughput:
             if row.model == model and row.unfinished:
                 unfinished.add(row.system)

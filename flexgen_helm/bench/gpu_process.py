@@ -180,7 +180,7 @@ def _accelerate(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
     )
 
 
-def device_memory(device: torch.device) -> dict[str, int]:
+def device_memory(device: torch.device) -> dict[str, Any]:
     """Return what an outcome says of the device's memory."""
     import torch
 

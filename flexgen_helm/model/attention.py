@@ -84,14 +84,12 @@ def _fused_on_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
 
 
 def _fused_on_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
-    parts = [
-        _some_on_cuda(*heads, causal)
-        for heads in zip(*(x.split(MOST_HEADS) for x in (q, k, v)), strict=True)
-    ]
+    queries, keys, values = (x.split(MOST_HEADS) for x in (q, k, v))
+    parts = [_some_on_cuda(*x, causal=causal) for x in zip(queries, keys, values, strict=True)]
     return parts[0] if len(parts) == 1 else Attended(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _some_on_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
+def _some_on_cuda(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Attended:
     attended, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         q[None], k[None], v[None], None, compute_log_sumexp=True, is_causal=causal, scale=1.0
     )
