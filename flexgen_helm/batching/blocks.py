@@ -45,7 +45,7 @@ class Block:
     """Tokens each has in common with the one before it; the first, with the block before."""
 
     keep: int
-    """Tokens the last one has in common with the next block's first."""
+    """Tokens the last one has in common with the next block's first, and that are kept for it."""
 
 
 class PendingRequests:
@@ -71,24 +71,35 @@ class PendingRequests:
         self._shared = order.shared
         self._demands = [demands[index] for index in self._indices]
         self._prompt_lens = [len(prompts[index]) for index in self._indices]
-        self._next = 0
+        self._next = self._kept = 0
+        self._before = 0, 0
 
     def __bool__(self) -> bool:
         return self._next < len(self._indices)
 
-    def take(self, room: Room, *, at_least: int, min_kept: int) -> Block:
+    def take(
+        self, room: Room, *, at_least: int, min_kept: int, max_kept: int = sys.maxsize
+    ) -> Block:
         """Take the next block out: what fits, and `at_least` so many requests if there are.
 
-        What it has in common with the one after it is kept if that is at least `min_kept` tokens;
-        else each computes it.
+        What it has in common with the one after it is kept if that is at least `min_kept` tokens,
+        and no more than `max_kept` of them; the rest each computes.
         """
+        self._before = self._next, self._kept
         start, end = self._next, self._end(room)
         self._next = end = max(end, min(start + at_least, len(self._indices)))
+        if start < end:
+            keep = min(self._shared[end], max_kept) if self else 0
+            self._kept = keep if keep >= min_kept else 0
         return Block(
             requests=tuple(self._indices[start:end]),
             shared=tuple(self._shared[start:end]),
-            keep=self._shared[end] if self and self._shared[end] >= min_kept else 0,
+            keep=self._kept,
         )
+
+    def put_back(self) -> None:
+        """Undo the last `take`."""
+        self._next, self._kept = self._before
 
     def gains_by_waiting(self, room: Room) -> bool:
         """Whether, with as many prompt tokens, more would fit if there were room to cache more."""
@@ -96,7 +107,8 @@ class PendingRequests:
         return self._end(unlimited) > self._end(room)
 
     def _end(self, room: Room) -> int:
-        return cut(self._prompt_lens, self._shared, self._demands, self._next, room)
+        lengths, shared, demands = self._prompt_lens, self._shared, self._demands
+        return cut(lengths, shared, demands, self._next, room, kept=self._kept)
 
 
 def cut(
@@ -105,18 +117,21 @@ def cut(
     demands: Sequence[Demand],
     start: int,
     room: Room,
+    *,
+    kept: int = 0,
 ) -> int:
     """Return the end of the block that begins at `start`: as many positions as fit.
 
     A position adds the tokens it does not share with the one before it, which in this order are
-    those that no earlier one of the block has computed.
+    those that no earlier one of the block has computed. Of the first the block before has computed
+    `kept` tokens; for sequences of this one they are cached once more.
     """
     sequences = cached_tokens = prompt_tokens = 0
     for position in range(start, len(prompt_lens)):
-        demand = demands[position]
-        own_tokens = prompt_lens[position] - shared[position]
+        demand, first = demands[position], position == start
+        own_tokens = prompt_lens[position] - (0 if first else shared[position])
         sequences += demand.sequences
-        prompt_tokens += own_tokens
+        prompt_tokens += own_tokens - (kept if first else 0)
         if demand.sequences:
             cached_tokens += own_tokens + demand.sequences * demand.new_tokens
         fits = (

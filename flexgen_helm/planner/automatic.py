@@ -52,7 +52,7 @@ def automatic_policy(
         # a machine with torch and little else has no cvxpy.
         if isinstance(error, ModuleNotFoundError) and error.name != "cvxpy":
             raise
-        nearest = nearest_policy(setup, Policy(), allowed)
+        nearest = nearest_policy(setup, Policy(), allowed, workload)
         if nearest is not None:
             return nearest, None
         if isinstance(error, ModuleNotFoundError):

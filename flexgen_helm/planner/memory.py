@@ -26,7 +26,7 @@ from flexgen_helm.planner.memory_terms import (
 )
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.budget import MemoryBudget
-from flexgen_helm.specs.chunks import LEAST_FILLED, REUSED_BYTES
+from flexgen_helm.specs.chunks import REUSED_BYTES
 from flexgen_helm.specs.hardware import Hardware
 from flexgen_helm.specs.placement import ON_DEVICE, Placement, Tier
 from flexgen_helm.specs.policy import Policy
@@ -105,6 +105,7 @@ def plan_memory(
             least_filled=workload.least_filled,
             longest=workload.longest,
             shared=workload.shared_tokens,
+            longest_shared=workload.longest_shared,
             head_rows=workload.head_rows,
             cached=workload.cached_tokens,
         )
@@ -184,14 +185,26 @@ def _plan(
     return MemoryPlan(times=tuple(times), cache_tokens=min(rooms, default=None))
 
 
-def nearest_policy(setup: Setup, policy: Policy, budget: MemoryBudget) -> Policy | None:
+def nearest_policy(
+    setup: Setup, policy: Policy, budget: MemoryBudget, workload: Workload | None = None
+) -> Policy | None:
     """Return the policy that fits a budget and differs least: `None` if there is none.
 
     Smaller micro-batches come first, then weights, cache and activations elsewhere.
+
+    Args:
+        setup: the model.
+        policy: what it is to be near to.
+        budget: what may be used.
+        workload: of which even the longest request should have room in the KV cache, if possible.
     """
-    for least_tokens in (LEAST_TOKENS, 1):
+    wanted, filling = 1, Filling()
+    if workload is not None:
+        wanted = max(1, workload.most_cached)
+        filling = Filling(longest_shared=workload.longest_shared)
+    for least_tokens in (max(LEAST_TOKENS, wanted), wanted, 1):
         for candidate in alternatives(policy, unified=setup.unified):
-            tokens = _plan(setup, candidate, budget).cache_tokens
+            tokens = _plan(setup, candidate, budget, filling).cache_tokens
             if tokens is None or tokens >= least_tokens:
                 return candidate
     return None
@@ -255,9 +268,7 @@ def _memories(setup: Setup, budget: MemoryBudget) -> Iterator[tuple[tuple[Tier, 
             yield tiers, sum(limits)
 
 
-def needed_bytes(
-    setup: Setup, shape: Shape, *, least_filled: float = LEAST_FILLED
-) -> dict[str, Linear]:
+def needed_bytes(setup: Setup, shape: Shape, workload: Workload) -> dict[str, Linear]:
     """Return the memory that a shape of blocks needs at most, by what shares a limit.
 
     Where each matrix goes is not known yet: what a placement may miss its fractions by, which is
@@ -273,7 +284,9 @@ def needed_bytes(
         cache=_somewhere(setup, shape),
         attention=shape.attention,
     )
-    fixed = working_terms(setup, policy, Filling(least_filled=least_filled))
+    least_filled = workload.least_filled
+    filling = Filling(least_filled=least_filled, longest_shared=workload.longest_shared)
+    fixed = working_terms(setup, policy, filling)
     layer = matrix_bytes(setup)
     weights, largest = sum(layer.values()) * setup.spec.num_layers, max(layer.values())
     activations = fixed.pop("activations")[Tier.DEVICE]

@@ -18,8 +18,11 @@ from flexgen_helm.specs.chunks import (
     HEAD_ROWS,
     LEAST_FILLED,
     LINKED_READS_IN_MEMORY,
+    MIN_KEPT,
+    MOST_KEPT_BYTES,
     RUN_LEN,
     equal_share,
+    kept_bytes,
     spill_memory,
 )
 from flexgen_helm.specs.compression import quantized_bytes
@@ -56,6 +59,9 @@ class Filling:
 
     shared: float = inf
     """Tokens that several sequences have in common, at most."""
+
+    longest_shared: float = 0
+    """Tokens that any two prompts begin with alike, at most."""
 
     head_rows: float = inf
     """Rows that go through the LM head, at most."""
@@ -121,6 +127,7 @@ def working_terms(setup: Setup, policy: Policy, filling: Filling) -> dict[str, B
         "cache on its way to the device": {Tier.DEVICE: _cache_for_device(setup, policy)},
         "shared cache that was read": {Tier.DEVICE: _shared_reads(setup, policy, filling.shared)},
         "prefixes in prefill": {Tier.DEVICE: _prefixes(setup, filling.longest)},
+        "prefix for the next block": {Tier.DEVICE: _kept_prefix(setup, policy, filling)},
         MICRO_BATCH: {Tier.DEVICE: _micro_batch(setup, policy, filling.longest)},
         "captured pass": {Tier.DEVICE: _captured_pass(setup, policy)},
         "sparse attention": {Tier.DEVICE: _sparse_attention(setup, policy)},
@@ -277,6 +284,16 @@ def _prefixes(setup: Setup, longest: float) -> float:
     Prompts come in the order of their tree: those of one of them, at most.
     """
     return min(longest, setup.spec.max_positions) * 2 * setup.spec.hidden_size * setup.dtype_bytes
+
+
+def _kept_prefix(setup: Setup, policy: Policy, filling: Filling) -> float:
+    """What a block leaves for the next one, and what the one before has left for it."""
+    spec = setup.spec
+    each = kept_bytes(spec.hidden_size, spec.num_layers, setup.dtype_bytes)
+    kept = min(filling.longest_shared, spec.max_positions, MOST_KEPT_BYTES // each)
+    if filling.apart or not policy.share_prefixes or kept < MIN_KEPT:
+        return 0
+    return 2 * kept * each
 
 
 def _shared_reads(setup: Setup, policy: Policy, shared: float) -> float:

@@ -220,7 +220,7 @@ def _assemble(
         scenarios.append(_scenario_plan(lengths, shape, execution, parts, fractions))
         sentences.extend(_bound_sentence(phase, fractions) for phase in parts)
     seconds = [s.prefill_s + s.decode_s for s in scenarios]
-    needed = needed_bytes(setup, shape, least_filled=workload.least_filled)
+    needed = needed_bytes(setup, shape, workload)
     made = Plan(
         policy=policy,
         compression=setup.compression.label,

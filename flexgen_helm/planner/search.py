@@ -151,7 +151,7 @@ def _candidates(
         times = Times.of(parts)
         for on_disk in (False, True):
             placed = replace(shape, weights_on_disk=on_disk)
-            needed = needed_bytes(setup, placed, least_filled=workload.least_filled)
+            needed = needed_bytes(setup, placed, workload)
             # Even if everything that can be elsewhere is.
             if any(linear.constant > limits[name] for name, linear in needed.items()):
                 continue
@@ -218,7 +218,7 @@ def _cached_tokens(workload: Workload) -> Iterator[int]:
     if not decoding:
         yield CACHED_TOKENS[0]
         return
-    one = max(lengths.max_prompt_len + lengths.new_tokens for lengths in decoding)
+    one = workload.most_cached
     everything = max(lengths.num_requests * lengths.final_len for lengths in decoding)
     yield one
     for tokens in CACHED_TOKENS:
@@ -249,7 +249,7 @@ def _explain(setup: Setup, workload: Workload, limits: dict[str, float]) -> str:
         micro_batch_tokens=min(MICRO_BATCH_TOKENS),
         cached_tokens=cached,
     )
-    needed = needed_bytes(setup, smallest, least_filled=workload.least_filled)
+    needed = needed_bytes(setup, smallest, workload)
     parts = [
         f"{name} memory of {format_bytes(limits[name])}, of which"
         f" {format_bytes(linear.constant)} are needed wherever everything else is"

@@ -96,7 +96,7 @@ class Arranger:
         try:
             hardware = self._hardware()
         except HardwareError:  # neither calibrated nor installed with what to go by instead
-            nearest = nearest_policy(self._setup, Policy(), self._budget)
+            nearest = nearest_policy(self._setup, Policy(), self._budget, workload)
             return self.with_policy(nearest or Policy(), workload)
         policy, plan = automatic_policy(self._setup, hardware, self._budget, workload)
         return replace(self.with_policy(policy, workload), plan=plan)

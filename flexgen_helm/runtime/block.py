@@ -81,7 +81,27 @@ class Block:
             self._make_segment(self._tree.places[owner], decodes=sharers > 0)
             for owner, sharers in zip(self._tree.owners, self._sharers, strict=True)
         ]
-        self.pools = make_pools(self._decodings(number), policy.micro_batch_size, model)
+        self._decodings = self._make_decodings(number)
+        self._pool_size = policy.micro_batch_size
+
+    @property
+    def num_decoding(self) -> int:
+        """Sequences that go on after their first token."""
+        return len(self._decodings)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens that its sequences will have in the KV cache, at most.
+
+        More than what its prompts do not share, as a short prefix of few is stored for each.
+        """
+        own = sum(decoding.capacity for decoding in self._decodings)
+        shared = {id(s): s.num_tokens for d in self._decodings for s in d.segments}
+        return own + sum(shared.values())
+
+    def begin(self) -> None:
+        """Take memory, and make micro-batches."""
+        self.pools = make_pools(self._decodings, self._pool_size, self._model)
         self.micro_batches = self._make_micro_batches()
 
     @property
@@ -132,7 +152,7 @@ class Block:
     def _is_kept_later(self, place: Place) -> bool:
         return is_kept_later(place.node, len(self.jobs), self._keep)
 
-    def _decodings(self, number: int) -> list[Decoding]:
+    def _make_decodings(self, number: int) -> list[Decoding]:
         decodings = []
         for position, job in enumerate(self.jobs):
             end = self._tree.places[self._ends[position]]

@@ -444,9 +444,8 @@ def _hidden_rate(hardware: Hardware, device: str, directory: Path) -> float:
                 lambda: sum(result.statistics.prefill_s for result in engine.generate(requests))
             )
         spec = read_spec(checkpoint)
-    predicted = predict(
-        spec, Compression(), hardware, workload_of(requests), Policy(), cached_tokens=1
-    )
+    workload = workload_of(requests, spec.max_positions)
+    predicted = predict(spec, Compression(), hardware, workload, Policy(), cached_tokens=1)
     num_bytes = prompts.numel() * NUM_LAYERS * WIDTH * hardware.dtype_bytes
     return num_bytes / max(measured_s - predicted.predicted_s, LEAST_LEFT * measured_s)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,12 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from flexgen_helm.errors import BudgetError, EngineClosedError, InvalidRequestError
+from flexgen_helm.errors import (
+    BudgetError,
+    EngineClosedError,
+    FlexGenError,
+    InvalidRequestError,
+)
 from flexgen_helm.model.checkpoint import fingerprint, read_spec, resolve
 from flexgen_helm.model.dtypes import DTYPES, device_of, resolve_device, resolve_dtype
 from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR
@@ -24,8 +29,8 @@ from flexgen_helm.quant import kernels
 from flexgen_helm.runtime.allocator import reuse_freed_memory
 from flexgen_helm.runtime.arrangement import Arrangement, Arranger, Expected
 from flexgen_helm.runtime.device_cap import cap_device_memory
-from flexgen_helm.runtime.executor import BlockExecutor
-from flexgen_helm.runtime.lengths import DEFAULT_WORKLOAD, workload_of
+from flexgen_helm.runtime.executor import BlockExecutor, OnResult
+from flexgen_helm.runtime.lengths import DEFAULT_WORKLOAD, cached_tokens, workload_of
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.loader import Loader
 from flexgen_helm.runtime.memory_watch import MemoryWatch
@@ -39,6 +44,8 @@ from flexgen_helm.specs.placement import Tier
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
 from flexgen_helm.specs.workload import Workload
+
+OnError = Callable[[int, FlexGenError], None]
 
 
 class Engine:
@@ -60,11 +67,13 @@ class Engine:
         arranger: Arranger,
         loader: Loader,
         watch: MemoryWatch | None = None,
+        *,
+        automatic: bool = False,
     ) -> None:
         self._model: Model | None = model
         self._watch = watch
         self._arranger, self._loader = arranger, loader
-        self._planned = False
+        self._automatic, self._planned = automatic, False
         self._set(arrangement)
         self._lock = threading.Lock()
         self.description = description
@@ -159,7 +168,9 @@ class Engine:
         arrangement = (
             arranger.with_policy(policy)
             if isinstance(policy, Policy)
-            else arranger.plan(workload_of(requests) if requests else DEFAULT_WORKLOAD)
+            else arranger.plan(
+                workload_of(requests, spec.max_positions) if requests else DEFAULT_WORKLOAD
+            )
         )
         with (
             ThreadPoolExecutor() as beside,
@@ -190,7 +201,10 @@ class Engine:
             linear_weight_bytes=loaded.weights.linear_bytes,
         )
         watch = None if allowed is None else MemoryWatch(loaded.device, before + allowed)
-        engine = cls(loaded, description, arrangement, arranger, loader, watch)
+        engine = cls(
+            loaded, description, arrangement, arranger, loader, watch,
+            automatic=not isinstance(policy, Policy),
+        )  # fmt: skip
         if requests:
             engine._tell_plan()
         return engine
@@ -200,7 +214,8 @@ class Engine:
         requests: Sequence[GenerationRequest],
         *,
         progress: OnProgress | bool | None = None,
-        on_result: Callable[[int, GenerationResult], None] | None = None,
+        on_result: OnResult | None = None,
+        on_error: OnError | None = None,
     ) -> list[GenerationResult]:
         """Serve all requests and return their results in order.
 
@@ -211,30 +226,49 @@ class Engine:
             progress: `True` for a progress bar, or a function called as requests finish.
             on_result: called with index and result as soon as a request finishes, so that nothing
                 is lost if a later one fails.
+            on_error: called with index and error of each request that cannot be served, before
+                others are; of them alone results are returned then. If left out, the first such
+                error is raised.
 
         Raises:
             InvalidRequestError: one of them cannot be served; nothing has been computed then.
+            BudgetError: there is no memory for one of them, likewise.
             NumericsError: the model computed NaN.
             EngineClosedError: the engine was closed.
         """
-        requests = list(requests)
-        if not requests:
+        every = dict(enumerate(requests))
+        valid = _passing(self.validate, every, on_error)
+        if not valid:
             return []
-        for request in requests:
-            self.validate(request)
+        with self._lock:
+            workload = workload_of(list(valid.values()), self.max_positions)
+            self._plan_ahead(workload)
+            served = _passing(self._refuse, valid, on_error)
+            if not served:
+                return []
+            expected = self._arranger.expect(self._arrangement, workload)
+            return self._serve(served, expected, progress, on_result or _ignore)
+
+    def _serve(
+        self,
+        requests: Mapping[int, GenerationRequest],
+        expected: Callable[[GenerationRequest], Expected],
+        progress: OnProgress | bool | None,
+        on_result: OnResult,
+    ) -> list[GenerationResult]:
+        indices = list(requests)
         results: dict[int, GenerationResult] = {}
         generated_tokens = 0
-        with self._lock, progress_reporter(progress, len(requests)) as report:
-            expected = self._expect(requests)
+        executor = BlockExecutor(self._open_model(), self.policy, self._cache_tokens, self._watch)
+        with progress_reporter(progress, len(requests)) as report:
 
-            def finish(index: int, result: GenerationResult) -> None:
+            def finish(position: int, result: GenerationResult) -> None:
                 nonlocal generated_tokens
+                index = indices[position]
                 costs = replace(result.statistics, **expected(requests[index])._asdict())
-                result = replace(result, statistics=costs)
-                results[index] = result
-                generated_tokens += result.statistics.num_generated_tokens
-                if on_result is not None:
-                    on_result(index, result)
+                results[index] = result = replace(result, statistics=costs)
+                generated_tokens += costs.num_generated_tokens
+                on_result(index, result)
                 report(
                     Progress(
                         finished=len(results),
@@ -243,15 +277,12 @@ class Engine:
                     )
                 )
 
-            executor = BlockExecutor(
-                self._open_model(), self.policy, self._cache_tokens, self._watch
-            )
             try:
-                executor.run(requests, finish)
+                executor.run(list(requests.values()), finish)
             finally:
                 if executor.policy != self.policy:  # memory was short
                     self.policy, self._cache_tokens = executor.policy, executor.cache_tokens
-        return [results[index] for index in range(len(requests))]
+        return [results[index] for index in indices]
 
     def validate(self, request: GenerationRequest) -> None:
         """Check a request against the model's limits.
@@ -273,37 +304,37 @@ class Engine:
                     f" {self._vocab_size - 1}: encode the prompt with this engine's tokenizer"
                 )
 
-    def _check_cache(self, request: GenerationRequest) -> None:
+    def _refuse(self, request: GenerationRequest) -> None:
         """Refuse what the budget has no room for, however little is computed at once."""
-        new_tokens = min(request.sampling.max_tokens, self.max_positions)
-        if self.plan.cache_tokens is None or new_tokens < 2:
-            return
-        num_tokens = len(request.prompt_token_ids) + (
-            request.sampling.num_completions * (new_tokens - 1)
-        )
-        if num_tokens > self.plan.cache_tokens:
+        most, needed = self.plan.cache_tokens, cached_tokens(request, self.max_positions)
+        if most is not None and needed > most:
             raise BudgetError(
-                f"a request needs {num_tokens} tokens in the KV cache, the budget has room for"
-                f" {self.plan.cache_tokens}: allow more memory, put the cache on disk"
-                " (policy.cache), or compress it (such as kv4)"
+                f"a request needs {needed} tokens in the KV cache, the budget has room for {most}:"
+                " allow more memory, put the cache on disk (policy.cache), or compress it (such as"
+                " kv4)"
             )
 
-    def _expect(
-        self, requests: Sequence[GenerationRequest]
-    ) -> Callable[[GenerationRequest], Expected]:
-        """Plan for requests if need be; return what says of each what it should cost."""
-        workload = workload_of(requests)
-        if self.prediction is not None and not self._planned:
+    def _plan_ahead(self, workload: Workload) -> None:
+        """See what requests take, and choose another policy if they are the first or need it."""
+        if self.policy != self._arrangement.policy:
+            return  # memory was short, and what there is room for is known better than from a plan
+        first = self.prediction is not None and not self._planned
+        if self._automatic and (first or not self._serves(workload)):
             self._plan_for(workload)
-        elif self.policy == self._arrangement.policy:  # memory has not been short
+        else:
             arrangement = self._arranger.with_policy(self.policy, workload)
             self._set(replace(arrangement, plan=self.prediction))
-        for request in requests:
-            self._check_cache(request)
-        return self._arranger.expect(self._arrangement, workload)
+
+    def _serves(self, workload: Workload) -> bool:
+        """Whether the present policy has room for even the longest request."""
+        try:
+            tokens = self._arranger.with_policy(self.policy, workload).memory.cache_tokens
+        except BudgetError:
+            return False
+        return tokens is None or workload.most_cached <= tokens
 
     def _plan_for(self, workload: Workload) -> None:
-        """Plan once more, now that the first requests are known, and say what was planned."""
+        """Plan once more, now that requests are known, and say what was planned."""
         arrangement = self._arranger.plan(workload)
         if arrangement.policy != self.policy:
             self._open_model().close()
@@ -313,7 +344,7 @@ class Engine:
         self._tell_plan()
 
     def _tell_plan(self) -> None:
-        """Say what was planned for the first requests, if anything was."""
+        """Say what was planned for requests, if anything was."""
         self._planned = True
         if self.prediction is not None:
             tqdm.write(self.prediction.summary, file=sys.stderr)
@@ -344,3 +375,26 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _passing(
+    check: Callable[[GenerationRequest], None],
+    requests: Mapping[int, GenerationRequest],
+    on_error: OnError | None,
+) -> dict[int, GenerationRequest]:
+    """Return those that pass a check, and tell of others, or raise the error of the first."""
+    passing = {}
+    for index, request in requests.items():
+        try:
+            check(request)
+        except FlexGenError as error:
+            if on_error is None:
+                raise
+            on_error(index, error)
+        else:
+            passing[index] = request
+    return passing
+
+
+def _ignore(index: int, result: GenerationResult) -> None:
+    pass

@@ -31,12 +31,10 @@ from flexgen_helm.runtime.segments import KeptPrefix
 from flexgen_helm.runtime.sequence import max_new_tokens
 from flexgen_helm.runtime.shared_reads import SharedReads
 from flexgen_helm.runtime.statistics import Cost, free_memory_bytes, peak_memory_bytes
+from flexgen_helm.specs import chunks
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import GenerationRequest, GenerationResult
 from flexgen_helm.units import format_bytes
-
-MIN_KEPT = 64
-"""Tokens from which a prefix is kept for the next block; fewer are computed again."""
 
 JOIN_SHARE = 0.25
 """Part of the room that must be free before new sequences join those in decode, if more of them
@@ -84,6 +82,10 @@ class BlockExecutor:
         self._pools: list[Pool] = []
         self._repeated = RepeatedPasses(model.capture)
         self._num_blocks = 0
+        spec = model.spec
+        self._most_kept = chunks.most_kept(
+            spec.hidden_size, spec.num_layers, model.cache_format.dtype.itemsize
+        )
         self.cache_tokens = _cache_limit(model, policy, cache_tokens)
         """Tokens the KV cache may hold."""
 
@@ -212,13 +214,25 @@ class BlockExecutor:
         self, queue: _Queue, room: Room, requests: Mapping[int, GenerationRequest]
     ) -> Block | None:
         # While sequences are in decode, what does not fit can wait for them to finish.
-        cut = queue.pending.take(room, at_least=0 if self._pools else 1, min_kept=MIN_KEPT)
-        if not cut.requests:
-            return None
-        self._repeated.forget()  # new prompts need the memory
-        jobs = [Job(index, requests[index], self._model) for index in cut.requests]
+        at_least = 0 if self._pools else 1
+        while True:
+            cut = queue.pending.take(
+                room, at_least=at_least, min_kept=chunks.MIN_KEPT, max_kept=self._most_kept
+            )
+            if not cut.requests:
+                return None
+            jobs = [Job(index, requests[index], self._model) for index in cut.requests]
+            block = Block(cut, jobs, queue.kept, self._num_blocks + 1, self._model, self.policy)
+            excess = block.cached_tokens / max(1, room.cached_tokens)
+            if excess <= 1 or not block.num_decoding or len(jobs) == at_least:
+                break
+            queue.pending.put_back()
+            fewer = min(block.num_decoding - 1, int(block.num_decoding / excess))
+            room = replace(room, sequences=fewer)
         self._num_blocks += 1
-        return Block(cut, jobs, queue.kept, self._num_blocks, self._model, self.policy)
+        self._repeated.forget()  # new prompts need the memory
+        block.begin()
+        return block
 
     def _run_pass(self, blocks: Sequence_[tuple[_Queue, Block]]) -> list[DecodeMicroBatch]:
         """Prefill blocks and add a token to each sequence in decode; return the latter."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flexgen_helm.batching.prefix_tree import prefix_order
+from flexgen_helm.runtime.sequence import max_new_tokens
 from flexgen_helm.specs.chunks import LEAST_FILLED
 from flexgen_helm.specs.request import GenerationRequest
 from flexgen_helm.specs.workload import RequestLengths, Workload
@@ -24,19 +25,29 @@ DEFAULT_WORKLOAD = Workload(
 """What is planned for as long as requests are not known."""
 
 
-def workload_of(requests: Sequence[GenerationRequest]) -> Workload:
+def workload_of(requests: Sequence[GenerationRequest], max_positions: int) -> Workload:
     """Return the lengths of requests, those that may generate about as much together.
 
     Args:
         requests: at least one.
+        max_positions: of the model, which end a completion at the latest.
     """
     groups: dict[str, list[GenerationRequest]] = {}
     for request in requests:
         groups.setdefault(group_of(request), []).append(request)
     return Workload(
         name=f"{len(requests)} requests",
-        scenarios=tuple(_lengths(name, group) for name, group in groups.items()),
+        scenarios=tuple(_lengths(name, group, max_positions) for name, group in groups.items()),
     )
+
+
+def cached_tokens(request: GenerationRequest, max_positions: int) -> int:
+    """Return the tokens a request may have in the KV cache, with all its completions."""
+    new_tokens = max_new_tokens(request, max_positions)
+    if new_tokens <= 1:
+        return 0
+    later = request.sampling.num_completions * (new_tokens - 1)
+    return len(request.prompt_token_ids) + later
 
 
 def group_of(request: GenerationRequest) -> str:
@@ -47,13 +58,15 @@ def group_of(request: GenerationRequest) -> str:
     return f"requests of up to {1 << (most_new - 1).bit_length()} tokens"
 
 
-def _lengths(name: str, requests: Sequence[GenerationRequest]) -> RequestLengths:
+def _lengths(
+    name: str, requests: Sequence[GenerationRequest], max_positions: int
+) -> RequestLengths:
     prompts = [request.prompt_token_ids for request in requests]
     num_tokens = sum(map(len, prompts))
     order = prefix_order(prompts)
     shared = sum(order.shared)
     sequences = sum(request.sampling.num_completions for request in requests)
-    most_new = max(request.sampling.max_tokens for request in requests)
+    most_new = max(max_new_tokens(request, max_positions) for request in requests)
     return RequestLengths(
         name=name,
         num_requests=sequences,
@@ -62,6 +75,8 @@ def _lengths(name: str, requests: Sequence[GenerationRequest]) -> RequestLengths
         new_tokens=most_new,
         # Completions of one prompt share all of it.
         unique_ratio=max(1, num_tokens - shared) / num_tokens * len(prompts) / sequences,
+        max_shared_len=max(order.shared),
+        max_cached_len=max(cached_tokens(request, max_positions) for request in requests),
         least_filled=_least_filled([requests[index] for index in order.indices], order.shared),
         scored_part=sum(request.prompt_logprobs for request in requests) / len(requests),
     )

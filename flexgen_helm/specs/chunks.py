@@ -70,6 +70,13 @@ GROWTH = 64
 packed. All of that room is read for every token, so it does not begin with what the longest
 completion might need."""
 
+MIN_KEPT = 64
+"""Tokens from which a prefix is kept for the next block; fewer are computed again."""
+
+MOST_KEPT_BYTES = 128 << 20
+"""Of the keys and values of such a prefix, as computed, and of what comes out of the last layer: a
+model too large for a long one has blocks so large that to compute it again is little."""
+
 LEAST_FILLED = 0.8
 """Sequences share a pool if the shortest needs at least this part of the longest one's capacity."""
 
@@ -87,6 +94,16 @@ def spilled_at_once(cache_bytes: int | None, num_layers: int, *, linked: bool) -
         return most
     part = cache_bytes // (2 * num_layers * SPILLED_PARTS)
     return min(most, max(LEAST_SPILLED_AT_ONCE, part))
+
+
+def most_kept(hidden_size: int, num_layers: int, dtype_bytes: int) -> int:
+    """Return the tokens of a prefix that are kept for the next block, at most."""
+    return MOST_KEPT_BYTES // kept_bytes(hidden_size, num_layers, dtype_bytes)
+
+
+def kept_bytes(hidden_size: int, num_layers: int, dtype_bytes: int) -> int:
+    """Return what is kept of a token: keys, values, and what comes out of the last layer."""
+    return (2 * num_layers + 1) * hidden_size * dtype_bytes
 
 
 def equal_share(size: float, most: float) -> float:

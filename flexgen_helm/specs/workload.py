@@ -34,6 +34,13 @@ class RequestLengths:
     unique_ratio: float = 1.0
     """Prompt tokens that remain when what prompts have in common is counted once, over all."""
 
+    max_shared_len: int | None = None
+    """Tokens that any two prompts begin with alike; `None` if nobody has counted."""
+
+    max_cached_len: int | None = None
+    """Tokens of a request in the KV cache, with all its completions, at most; those of one if
+    `None`."""
+
     least_filled: float = LEAST_FILLED
     """Part of the longest one's own KV cache that the shortest one's takes, at least: where they
     are stored side by side, the rest is padding. Never less than the default, which is what the
@@ -48,6 +55,8 @@ class RequestLengths:
             "prompt_len": (self.prompt_len, 1),
             "max_prompt_len": (self.max_prompt_len, self.prompt_len),
             "new_tokens": (self.new_tokens, 0),
+            "max_shared_len": (self.max_shared_len or 0, 0),
+            "max_cached_len": (self.max_cached_len or 0, 0),
         }
         for name, (value, least) in counts.items():
             if not isfinite(value) or value < least:
@@ -85,6 +94,21 @@ class RequestLengths:
     def final_len(self) -> float:
         """Mean tokens of its own that a request has when it ends."""
         return self.own_len + self.new_tokens
+
+    @property
+    def longest_shared(self) -> int:
+        """Tokens that any two prompts begin with alike, at most."""
+        if self.unique_ratio == 1:
+            return 0
+        return self.max_prompt_len if self.max_shared_len is None else self.max_shared_len
+
+    @property
+    def most_cached(self) -> int:
+        """Tokens of a request in the KV cache, at most."""
+        if not self.decodes:
+            return 0
+        alone = self.max_prompt_len + self.new_tokens
+        return alone if self.max_cached_len is None else self.max_cached_len
 
     @property
     def decodes(self) -> bool:
@@ -125,6 +149,16 @@ class Workload:
     def longest(self) -> int:
         """Tokens of a sequence, at most."""
         return max(lengths.max_prompt_len + lengths.new_tokens for lengths in self)
+
+    @property
+    def longest_shared(self) -> int:
+        """Tokens that any two prompts begin with alike, at most."""
+        return max(lengths.longest_shared for lengths in self)
+
+    @property
+    def most_cached(self) -> int:
+        """Tokens of a request in the KV cache, at most; none if nothing decodes."""
+        return max(lengths.most_cached for lengths in self)
 
     @property
     def shared_tokens(self) -> float:

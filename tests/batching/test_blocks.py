@@ -36,20 +36,32 @@ def test_cut(demand, limits, end):
 
 def test_a_position_costs_what_it_does_not_share_with_the_one_before():
     two = room(prompt_tokens=8)
-    assert cut([10, 10, 10, 10], [0, 6, 6, 6], [PREFILL_ONLY] * 4, 1, two) == 3
+    assert cut([10, 10, 10, 10], [0, 6, 6, 6], [PREFILL_ONLY] * 4, 1, two, kept=6) == 3
+
+
+def test_what_the_block_before_has_left_is_cached_but_not_computed_again():
+    lengths, shared, demands = [10, 10], [7, 6], [DECODES] * 2
+    first = 10 + 5
+    for cached, end in ((first - 1, 0), (first, 1), (first + 4 + 5, 2)):
+        assert cut(lengths, shared, demands, 0, room(cached_tokens=cached), kept=7) == end
+    for tokens, end in ((2, 0), (3, 1), (3 + 4, 2)):
+        assert cut(lengths, shared, demands, 0, room(prompt_tokens=tokens), kept=7) == end
 
 
 @given(
     st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=15),
     st.integers(1, 20),
     st.integers(1, 4),
+    st.integers(0, 6),
 )
-def test_blocks_hold_every_request_once_and_say_what_the_next_shares(prompts, tokens, min_kept):
+def test_blocks_hold_every_request_once_and_say_what_the_next_shares(
+    prompts, tokens, min_kept, max_kept
+):
     pending = make_pending(prompts)
     blocks = []
     while pending:
         limits = room(prompt_tokens=tokens)
-        blocks.append(pending.take(limits, at_least=1, min_kept=min_kept))
+        blocks.append(pending.take(limits, at_least=1, min_kept=min_kept, max_kept=max_kept))
     taken = [prompts[index] for block in blocks for index in block.requests]
     assert taken == sorted(prompts)
     for block, following in pairwise(blocks):
@@ -58,7 +70,8 @@ def test_blocks_hold_every_request_once_and_say_what_the_next_shares(prompts, to
             (i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]),
             min(len(one), len(other)),
         )
-        assert block.keep == (common if common >= min_kept else 0)
+        kept = min(common, max_kept)
+        assert block.keep == (kept if kept >= min_kept else 0)
     assert blocks[-1].keep == 0
 
 
@@ -68,6 +81,16 @@ def test_what_does_not_fit_waits_unless_it_must_be_taken():
     assert pending
     assert pending.take(room(prompt_tokens=2), at_least=1, min_kept=1).requests == (0,)
     assert not pending
+
+
+def test_what_was_put_back_is_taken_again():
+    pending = make_pending([[1, 2, 3], [1, 2, 4], [1, 2, 5]])
+    few = room(prompt_tokens=4)
+    first = pending.take(few, at_least=1, min_kept=1)
+    second = pending.take(few, at_least=1, min_kept=1)
+    assert (first.keep, second.shared) == (2, (2,))
+    pending.put_back()
+    assert pending.take(few, at_least=1, min_kept=1) == second
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,9 @@ def instance_of(hardware, shape=SHAPE, label="none", budget=ANY, forbidden=()):
     setup = setup_of(hardware, label)
     parts = list(phases(setup, hardware, lengths(), shape))
     limits = limits_of(setup, hardware, budget)
-    return parts, Instance.of(Times.of(parts), needed_bytes(setup, shape), limits, forbidden)
+    return parts, Instance.of(
+        Times.of(parts), needed_bytes(setup, shape, workload()), limits, forbidden
+    )
 
 
 def solve(instance):

@@ -189,6 +189,17 @@ def test_impossible_prompts_are_refused_before_anything_runs(engine, prompt, mes
     assert finished == []
 
 
+def test_those_that_can_be_served_are(engine):
+    batch = [request(), GenerationRequest(prompt_token_ids=[-1]), request()]
+    errors = []
+    results = engine.generate(batch, on_error=lambda *error: errors.append(error))
+    assert [r.completions for r in results] == [r.completions for r in engine.generate(batch[::2])]
+    [(index, error)] = errors
+    assert index == 1
+    assert "holds -1" in str(error)
+    assert engine.generate(batch[1:2], on_error=lambda *_: None) == []
+
+
 def test_overflow_is_an_error_and_no_answer(tmp_path):
     save_random_checkpoint(tmp_path, byte_tokenizer(), init_std=1e18)
     with (

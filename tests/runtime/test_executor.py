@@ -1,5 +1,6 @@
 """The executor against the plain batched engine, on random tries."""
 
+import dataclasses
 from random import Random
 
 import pytest
@@ -8,9 +9,14 @@ from hypothesis import strategies as st
 
 from flexgen_helm import Compression, Engine, GenerationRequest, Policy, SamplingParams
 from flexgen_helm.batching import packing
-from flexgen_helm.runtime import executor, pools
+from flexgen_helm.runtime import pools
+from flexgen_helm.runtime.executor import BlockExecutor
+from flexgen_helm.specs import chunks
 from tests.conftest import byte_tokenizer, save_random_checkpoint
 from tests.runtime.plain_executor import PlainExecutor
+
+KEPT_TOKEN_BYTES = (2 * 3 + 1) * 64 * 4
+"""Keys and values of three layers, and what comes out of the last, in float32."""
 
 ALPHABET = st.integers(4, 6)
 """Three tokens only, so that random prompts share prefixes, contain and repeat each other."""
@@ -74,7 +80,7 @@ def engine(directory):
 def check(engine, batch, policy):
     """Compare results with the plain executor's, each completion up to a tie if there is one."""
     results = {}
-    executor.BlockExecutor(engine._model, policy).run(batch, results.__setitem__)
+    BlockExecutor(engine._model, policy).run(batch, results.__setitem__)
     plain = PlainExecutor(engine._model)
     expected = plain.run(batch)
     assert sorted(results) == list(range(len(batch)))
@@ -119,13 +125,17 @@ def check_completion(actual, reference, margins):
     min_segment=st.sampled_from([1, 8, 128, 10**9]),
     max_carried=st.sampled_from([0, 5, 64]),
     min_kept=st.sampled_from([1, 20, 64]),
+    most_kept=st.sampled_from([0, 15, 30, 256]),
 )
-def test_output_equals_the_plain_engine(engine, batch, policy, min_segment, max_carried, min_kept):
+def test_output_equals_the_plain_engine(
+    engine, batch, policy, min_segment, max_carried, min_kept, most_kept
+):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "MIN_SEGMENT_READS", min_segment)
         patch.setattr(packing, "MIN_DECODED_SEGMENT_READS", min_segment)
         patch.setattr(packing, "MAX_CARRIED", max_carried)
-        patch.setattr(executor, "MIN_KEPT", min_kept)
+        patch.setattr(chunks, "MIN_KEPT", min_kept)
+        patch.setattr(chunks, "MOST_KEPT_BYTES", most_kept * KEPT_TOKEN_BYTES)
         patch.setattr(pools, "GROWTH", 3)
         check(engine, batch, policy)
 
@@ -145,7 +155,7 @@ def like(count, *, seed=0, beginning_len=80, **sampling):
 
 def run(engine, batch, policy):
     results = {}
-    executor.BlockExecutor(engine._model, policy).run(batch, results.__setitem__)
+    BlockExecutor(engine._model, policy).run(batch, results.__setitem__)
     return [results[index] for index in range(len(batch))]
 
 
@@ -203,12 +213,37 @@ def unique_tokens(batch):
 @pytest.mark.parametrize("cache_bytes", [1, 150_000, None])
 @pytest.mark.parametrize("max_tokens", [1, 6])
 def test_every_token_of_the_trie_is_computed_once(engine, cache_bytes, max_tokens, monkeypatch):
-    monkeypatch.setattr(executor, "MIN_KEPT", 1)
+    monkeypatch.setattr(chunks, "MIN_KEPT", 1)
     batch = like(90, max_tokens=max_tokens)
     policy = Policy(cache_bytes=cache_bytes, micro_batch_tokens=50, num_micro_batches=3)
     costs = [result.statistics for result in run(engine, batch, policy)]
     assert sum(cost.computed_prompt_tokens for cost in costs) == pytest.approx(unique_tokens(batch))
     assert sum(cost.padding_rows for cost in costs) == 0
+
+
+@settings(max_examples=60)
+@given(
+    batch=requests(), policy=POLICIES, limit=st.integers(1, 400), min_kept=st.sampled_from([1, 20])
+)
+def test_the_cache_never_has_more_tokens_than_it_may(engine, batch, policy, limit, min_kept):
+    """Unless they are those of a single request: what prompts share is stored for each that reads
+    it where few do, and what a block has left for the next is stored once more."""
+    held, retire = [], BlockExecutor._retire
+
+    def note_held(executor, blocks, on_result):
+        pools = [*executor._pools, *(pool for block in blocks for pool in block.pools)]
+        members = [member for pool in pools for member in pool.members]
+        shared = {id(s): s.num_tokens for member in members for s in member.segments}
+        if len({id(member.job) for member in members}) > 1:
+            held.append(sum(member.capacity for member in members) + sum(shared.values()))
+        retire(executor, blocks, on_result)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "MIN_KEPT", min_kept)
+        patch.setattr(BlockExecutor, "_retire", note_held)
+        token_bytes = engine._model.cache_format.bytes_per_token
+        run(engine, batch, dataclasses.replace(policy, cache_bytes=limit * token_bytes))
+    assert max(held, default=0) <= limit
 
 
 def test_without_sharing_every_prompt_is_computed_whole(engine):

@@ -228,7 +228,8 @@ def test_a_request_beyond_the_budget_is_refused_before_anything_is_computed(chec
         assert engine.plan.cache_tokens == 100
 
         def room(size):
-            return engine._arranger.with_policy(policy, workload_of(both(size))).memory.cache_tokens
+            workload = workload_of(both(size), engine.max_positions)
+            return engine._arranger.with_policy(policy, workload).memory.cache_tokens
 
         size = next(size for size in range(81, 300) if size + 20 > room(size))
         assert engine.generate(both(size - 1))
@@ -236,6 +237,9 @@ def test_a_request_beyond_the_budget_is_refused_before_anything_is_computed(chec
         with pytest.raises(BudgetError, match=message):
             engine.generate(both(size), on_result=lambda *known: finished.append(known))
         assert not finished
+        others = engine.generate(both(size), on_error=lambda *known: finished.append(known))
+        assert len(others) == 1
+        assert [index for index, _ in finished] == [1]
 
 
 def test_the_peak_on_disk_is_reported(checkpoint, tmp_path):

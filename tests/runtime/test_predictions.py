@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from flexgen_helm import Engine, GenerationRequest, MemoryBudget, Policy, SamplingParams
-from flexgen_helm.errors import HardwareError
+from flexgen_helm.errors import BudgetError, HardwareError
 from flexgen_helm.model.checkpoint import read_spec
 from flexgen_helm.planner.memory import plan_memory
 from flexgen_helm.planner.setup import Setup
@@ -43,7 +43,7 @@ def less_than_needed(checkpoint, workload=None):
 @pytest.fixture
 def tight(checkpoint):
     """Memory that is too small for the default policy and `MANY` requests of three tokens."""
-    return less_than_needed(checkpoint, workload_of(requests(MANY)))
+    return less_than_needed(checkpoint, workload_of(requests(MANY), 256))
 
 
 def test_few_requests_fit_where_many_would_not(checkpoint, tmp_path):
@@ -73,6 +73,30 @@ def test_what_does_not_fit_is_planned_for_its_requests(checkpoint, tight, tmp_pa
     shown = capsys.readouterr().err
     assert shown.count("predicted: ") == 1
     assert "micro-batches: " in shown
+
+
+def test_what_the_policy_has_no_room_for_is_planned_for(checkpoint, monkeypatch):
+    planned = []
+
+    def note(setup, hardware, budget, workload):
+        planned.append(workload.most_cached)
+        return Policy(), None
+
+    monkeypatch.setattr(arrangement, "automatic_policy", note)
+    sampling = SamplingParams(max_tokens=600)
+    long = GenerationRequest(prompt_token_ids=[2, *range(5, 155)], sampling=sampling)
+    arguments = {"dtype": "float32", "device": "cpu"}
+    with Engine.from_pretrained(checkpoint, policy=Policy(), **arguments) as engine:
+        engine.generate([long])
+        needed = engine.plan.bytes_on(tuple(Tier), cached_tokens=100)
+    arguments |= {"budget": MemoryBudget(device=int(needed)), "hardware": MACHINE}
+    with Engine.from_pretrained(checkpoint, requests=requests(), **arguments) as engine:
+        for _ in range(2):
+            engine.generate(requests())
+        assert planned == [3 + 5]
+        with pytest.raises(BudgetError, match="needs 256 tokens in the KV cache"):
+            engine.generate([long])
+    assert planned == [3 + 5, 256]
 
 
 def test_results_say_what_was_predicted(checkpoint, tmp_path, monkeypatch):
