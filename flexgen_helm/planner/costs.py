@@ -22,7 +22,7 @@ from flexgen_helm.specs.placement import Tier
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.workload import RequestLengths
 
-LEAST_LOSS = 1e-3
+LEAST_LOSS = 1e-2
 """Nothing overlaps for free: of placements that are as fast, the one that moves least is best."""
 
 
@@ -336,9 +336,13 @@ class _Costs:
         return min(GROWTH, self.lengths.new_tokens) / 2
 
     def _attended(self, tokens: float) -> Linear:
-        """Cached tokens that some tokens in decode attend to, with the room that is read."""
+        """Cached tokens that some tokens in decode attend to, with the room that is read.
+
+        Kernels end where a sequence does.
+        """
         room = placed_on("cache", Tier.DEVICE, Tier.HOST) * (tokens * self._mean_room)
-        return room + tokens * self._mean_own_len
+        own = Linear(tokens * self._mean_own_len)
+        return own if self.setup.attends_packed(self.shape.attention) else own + room
 
     def _hidden_bytes(self, tokens: float) -> float:
         """Of hidden states of some tokens, once for every layer."""

@@ -328,7 +328,7 @@ def test_one_memory_has_no_link():
 
 def test_a_phase_takes_as_long_as_its_busiest_resource_and_part_of_the_others():
     policy = Policy(weights=Placement(disk=1))
-    for contention, overlap in ((0.001, True), (0.25, True), (1.0, False)):
+    for contention, overlap in ((0.01, True), (0.25, True), (1.0, False)):
         hardware = replace(GPU, contention=contention)
         shape = replace(SHAPE, overlap=overlap)
         [_, decode] = phases(setup_of(hardware), hardware, lengths(), shape)
