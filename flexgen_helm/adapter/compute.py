@@ -12,7 +12,7 @@ from helm.common.hierarchical_logger import hexception
 from flexgen_helm.adapter.backend import GenerationEngine
 from flexgen_helm.adapter.prompts import EncodedPrompt
 from flexgen_helm.adapter.responses import Response, write_response
-from flexgen_helm.errors import FlexGenError
+from flexgen_helm.errors import FlexGenError, InvalidRequestError
 from flexgen_helm.specs.request import GenerationRequest, GenerationResult
 
 Outcome = Response | Exception
@@ -75,7 +75,7 @@ def _generate(engine: GenerationEngine, jobs: Sequence[Job], report: OnOutcome) 
 def _is_valid(engine: GenerationEngine, job: Job, index: int, report: OnOutcome) -> bool:
     try:
         engine.validate(job.request)
-    except FlexGenError as error:
+    except InvalidRequestError as error:
         report(index, error)
         return False
     return True

@@ -12,7 +12,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
@@ -129,11 +130,11 @@ class RemoteEngine:
     """A `GenerationEngine` whose model is in an engine process."""
 
     def __init__(self, process: EngineProcess, settings: EngineSettings) -> None:
-        self._call: Callable[..., Any] = process.call
-        self.description: EngineDescription = self._call("load", settings)
+        self._process = process
+        self.description: EngineDescription = process.call("load", settings)
 
     def validate(self, request: GenerationRequest) -> None:
-        self._call("validate", request)
+        self._process.call("validate", request)
 
     def generate(
         self, requests: Sequence[GenerationRequest], *, on_result: OnResult | None = None
@@ -144,11 +145,13 @@ class RemoteEngine:
             results[index] = result
             (on_result or _ignore)(index, result)
 
-        self._call("generate", list(requests), on_result=keep)
+        self._process.call("generate", list(requests), on_result=keep)
         return [results[index] for index in range(len(requests))]
 
     def close(self) -> None:
-        self._call("close")
+        if self._process.started:  # none is started only to hear that the engine is gone
+            with suppress(EngineClosedError):
+                self._process.call("close")
 
 
 class ProcessBackend:

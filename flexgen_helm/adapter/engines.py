@@ -14,12 +14,14 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import cast
 
+from helm.common.hierarchical_logger import hexception
 from helm.common.object_spec import get_class_by_name
 
 from flexgen_helm.adapter.backend import Backend, EngineSettings, GenerationEngine, Identity
 from flexgen_helm.adapter.compute import Job, Outcome, compute
 from flexgen_helm.adapter.responses import Response
 from flexgen_helm.batching.request_queue import RequestQueue
+from flexgen_helm.errors import EngineClosedError
 
 
 class EngineSlot:
@@ -38,14 +40,21 @@ class EngineSlot:
                 self.close()
                 self._engine = backend_of(settings).load(settings)
                 self._settings = settings
-            yield self._engine
+            try:
+                yield self._engine
+            except EngineClosedError:  # it is gone: whoever comes next needs another
+                self._engine = None
+                raise
 
     def close(self) -> None:
-        """Close the engine, if there is one, once its user is done."""
+        """Close the engine, if there is one, once its user is done. What goes wrong is logged."""
         with self._lock:
             if self._engine is not None:
                 engine, self._engine = self._engine, None
-                engine.close()
+                try:
+                    engine.close()
+                except Exception as error:  # neither known answers nor another engine need it
+                    hexception(error)
 
 
 class EngineService:

@@ -16,6 +16,7 @@ class Watch:
     closed: int = 0
     fail_load: Exception | None = None
     fail_after: int | None = None
+    fail_close: Exception | None = None
     on_result: object = None
 
 
@@ -45,4 +46,6 @@ class WatchedEngine(FakeEngine):
 
     def close(self):
         WATCH.closed += 1
+        if WATCH.fail_close is not None:
+            raise WATCH.fail_close
         super().close()

@@ -44,15 +44,14 @@ def make_client(tmp_path, byte_checkpoint):
 
 @pytest.fixture
 def deploy(tmp_path, byte_checkpoint):
-    """Register deployments of the watched backend that no other test uses; returns their name."""
+    """Register deployments nobody else uses, by default of the watched backend; returns a name."""
 
-    def make(suffix=""):
-        registration = plugin.build(f"flexgen/{byte_checkpoint}{suffix}")
+    def make(suffix="", **settings):
+        checkpoint = settings.get("checkpoint", byte_checkpoint)
+        registration = plugin.build(f"flexgen/{checkpoint}{suffix}")
         name = f"flexgen/{tmp_path.name}{suffix}"
-        args = registration.deployment.client_spec.args | {
-            "checkpoint": str(tmp_path),
-            "backend": backends.WATCHED,
-        }
+        watched = {"checkpoint": str(tmp_path), "backend": backends.WATCHED}
+        args = registration.deployment.client_spec.args | watched | settings
         dataclasses.replace(
             registration,
             metadata=dataclasses.replace(registration.metadata, name=name),

@@ -107,6 +107,14 @@ def test_a_killed_process_is_reported_and_started_again(process, settings):
     assert ProcessBackend().load(settings).generate(REQUESTS)
 
 
+def test_closing_an_engine_that_is_gone_starts_no_process(process, settings):
+    engine = ProcessBackend().load(settings)
+    os.kill(pid_of(process), signal.SIGKILL)
+    for _ in range(2):
+        engine.close()
+        assert not process.started
+
+
 def test_an_interrupt_ends_it(process, settings):
     def interrupt(index, result):
         raise KeyboardInterrupt

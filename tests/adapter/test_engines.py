@@ -11,7 +11,7 @@ from flexgen_helm.adapter.prompts import EncodedPrompt
 from flexgen_helm.adapter.runtime_backend import RuntimeBackend
 from flexgen_helm.errors import EngineClosedError, InvalidCompressionError
 from flexgen_helm.specs.request import GenerationRequest
-from tests.adapter.backends import WATCHED
+from tests.adapter.backends import WATCHED, WatchedEngine
 
 
 def settings(checkpoint="a", **fields):
@@ -66,6 +66,30 @@ def test_a_closed_engine_is_loaded_again_on_demand(watch):
         service.submit(job(1, 2)).result()
         registry.close_engine()
     assert len(watch.loaded) == 2
+
+
+@pytest.mark.parametrize("method", ["validate", "generate"])
+def test_an_engine_that_is_gone_is_loaded_again(watch, monkeypatch, method):
+    def fail(self, *args, **kwargs):
+        raise EngineClosedError("the process was killed")
+
+    service = EngineRegistry().service(settings("a"))
+    with monkeypatch.context() as gone:
+        gone.setattr(WatchedEngine, method, fail)
+        with pytest.raises(EngineClosedError, match="the process was killed"):
+            service.submit(job(1)).result()
+    assert service.submit(job(1)).result()
+    assert len(watch.loaded) == 2
+
+
+def test_an_engine_that_cannot_be_closed_stands_in_nobodys_way(watch):
+    slot = EngineSlot()
+    watch.fail_close = OSError("no space left")
+    for checkpoint in ("a", "b"):
+        with slot.use(settings(checkpoint)):
+            pass
+    slot.close()
+    assert watch.closed == 2
 
 
 def test_an_identity_is_known_without_loading(watch):

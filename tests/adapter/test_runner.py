@@ -1,6 +1,7 @@
 """Suites run end to end through HELM, with made-up results."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from helm.benchmark.runner import RunnerError
 from helm.benchmark.scenarios.dyck_language_scenario import DyckLanguageScenario
 
 from flexgen_helm.adapter import runner
+from flexgen_helm.adapter.backend import DEFAULT_BACKEND
+from flexgen_helm.adapter.engine_process import ENGINE_PROCESS, RemoteEngine
 from flexgen_helm.adapter.fake import FakeEngine
 from flexgen_helm.specs.run_record import RunRecord
 from tests.adapter.suites import FLEXGEN, HELM_FILES, RECORD, read_runs, run_suite, runs_of
@@ -124,6 +127,26 @@ def test_a_broken_engine_fails_runs_with_unfinished_requests_only(tmp_path, depl
     watch.fail_after = None
     run_suite(tmp_path, dyck(name, 3, 4))
     assert [len(batch) for batch in watch.batches] == [8, 2]
+
+
+@pytest.mark.parametrize(("killed", "other"), [("none", "w4"), ("w4", "none")])
+def test_a_killed_process_fails_the_runs_of_its_deployment_only(
+    tmp_path, deploy, checkpoint, monkeypatch, killed, other
+):
+    generate = RemoteEngine.generate
+
+    def generate_or_die(self, requests, **kwargs):
+        if self.description.compression == killed:
+            os.kill(ENGINE_PROCESS._process.pid, signal.SIGKILL)
+        return generate(self, requests, **kwargs)
+
+    monkeypatch.setattr(RemoteEngine, "generate", generate_or_die)
+    settings = {"checkpoint": str(checkpoint), "backend": DEFAULT_BACKEND}
+    names = {"none": deploy(**settings), "w4": deploy("-w4", **settings)}
+    with pytest.raises(RunnerError, match=r'Failed runs: \["[^"]*"\]'):
+        run_suite(tmp_path, [entry for name in names.values() for entry in dyck(name, 3)])
+    [complete] = runs_of(tmp_path).glob("*/stats.json")
+    assert complete.parent.name.endswith(names[other].replace("/", "_"))
 
 
 def test_an_invalid_request_fails_its_run_only(tmp_path, deploy, watch, monkeypatch):
