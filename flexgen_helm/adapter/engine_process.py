@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, cast
@@ -74,16 +74,14 @@ class EngineProcess:
         """Call a method of `EngineServer`.
 
         Raises:
-            Exception: what the method raised.
+            Exception: what the method raised, or `on_result`; the latter ends the process.
             EngineClosedError: the process ended.
         """
         with self._lock:
             self.start()
             try:
                 kind, *answer = self._exchange((name, arguments), on_result or _ignore)
-            except (EOFError, OSError) as error:
-                raise EngineClosedError(self._obituary()) from error
-            except BaseException:  # an interrupt, most likely: the two are out of step
+            except BaseException:  # an interrupt, or a result nobody takes: they are out of step
                 self.stop()
                 raise
         if kind == DONE:
@@ -105,18 +103,25 @@ class EngineProcess:
     def _exchange(self, call: tuple[Any, ...], on_result: OnResult) -> tuple[Any, ...]:
         """Send a call, hand on the results that come, and return the last message."""
         assert self._connection is not None
-        self._connection.send(call)
-        while (message := self._connection.recv())[0] == RESULT:
+        self._reach(self._connection.send, call)
+        while (message := self._reach(self._connection.recv))[0] == RESULT:
             on_result(*message[1:])
         return cast("tuple[Any, ...]", message)
 
+    def _reach(self, transfer: Callable[..., Any], *arguments: Any) -> Any:
+        """Send or receive; where that fails, the process has ended."""
+        try:
+            return transfer(*arguments)
+        except (EOFError, OSError) as error:
+            raise EngineClosedError(self._obituary()) from error
+
     def _obituary(self) -> str:
         assert self._process is not None
-        status = self._process.wait()
-        self.stop()
+        process = self._process
+        self.stop()  # were it alive after all, it would be waited for in vain
         return (
-            f"the process that computes ended with status {status} (-9: killed, mostly for want of"
-            " memory): free memory or choose a smaller micro_batch_size, and run again"
+            f"the process that computes ended with status {process.returncode} (-9: killed, mostly"
+            " for want of memory): free memory or choose a smaller micro_batch_size, and run again"
         )
 
 

@@ -115,15 +115,17 @@ def test_closing_an_engine_that_is_gone_starts_no_process(process, settings):
         assert not process.started
 
 
-def test_an_interrupt_ends_it(process, settings):
-    def interrupt(index, result):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interrupt_and_a_result_that_cannot_be_kept_end_it(process, settings, error):
+    def fail(index, result):
+        raise error
 
     engine = ProcessBackend().load(settings)
     pid = pid_of(process)
-    with pytest.raises(KeyboardInterrupt):
-        engine.generate(REQUESTS, on_result=interrupt)
+    with pytest.raises(error):
+        engine.generate(REQUESTS, on_result=fail)
     assert not is_running(pid)
+    assert ProcessBackend().load(settings).generate(REQUESTS)
 
 
 def test_starting_and_stopping_twice_changes_nothing():
