@@ -172,14 +172,23 @@ class FlexGenRunner(Runner):
         progress = SuiteProgress({name: len(requests) for name, requests in suite.items()})
         for deployment, requests in suite.items():
             with htrack_block(f"Computing the requests of {deployment}"):
-                complete = self._client(deployment).prepare(
-                    requests, name=deployment, progress=progress
-                )
+                complete = self._compute(deployment, requests, progress)
             if self.exit_on_error and not complete:
                 break
         progress.close()
         ENGINES.close_engine()
         ENGINE_PROCESS.stop()  # metrics may bring models of their own, and want all of the memory
+
+    def _compute(
+        self, deployment: str, requests: Sequence[Request], progress: SuiteProgress
+    ) -> bool:
+        """Compute the requests of a deployment; whether there is an answer to every one of them."""
+        try:
+            return self._client(deployment).prepare(requests, name=deployment, progress=progress)
+        except Exception as error:  # it will fail again, and be reported, when a run's turn comes
+            hlog(f"No answers of {deployment}: {error}")
+            progress.begin(deployment, 0)
+            return False
 
     def _responses(self, run_spec: RunSpec, scenario_state: ScenarioState) -> list[dict[str, Any]]:
         if not self._executes_here() or not is_ours(run_spec):

@@ -164,6 +164,14 @@ def max_prompt_len(folder, entries, watch):
     return max(len(request.prompt_token_ids) for request in watch.batches[-1])
 
 
+def test_a_client_that_cannot_be_made_fails_its_runs_only(tmp_path, deploy, watch):
+    bad, good = deploy("-w4", policy={"micro_batch_size": 0}), deploy()
+    with pytest.raises(RunnerError, match=rf'Failed runs: \["[^"]*{bad.replace("/", "_")}"\]'):
+        run_suite(tmp_path, [*dyck(bad, 3), *dyck(good, 3)])
+    assert [len(batch) for batch in watch.batches] == [4]
+    assert record_of(runs_of(tmp_path))
+
+
 def test_exit_on_error_raises_the_first_error(tmp_path, deploy, watch):
     watch.fail_after = 0
     with pytest.raises(ExecutorError, match="RuntimeError: the engine broke"):
