@@ -37,30 +37,25 @@ class EngineProcess:
     """Starts when it is first needed, or before; serves one call at a time."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._calling = threading.Lock()
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
         atexit.register(self.stop)
 
     def start(self) -> None:
         """Start the process and return at once, while it imports what it will need."""
-        with self._lock:
-            if self._process is None:
-                self._start()
+        self._running()
 
     @property
     def started(self) -> bool:
         """Whether there is a process, ready or not."""
-        return self._process is not None
+        return self._child is not None and not self._child.ended
 
     def stop(self) -> None:
         """End the process, whatever it does. It is started again on demand."""
-        with self._lock:
-            if self._process is not None and self._connection is not None:
-                self._connection.close()
-                self._process.kill()
-                self._process.communicate()
-                self._process = self._connection = None
+        with self._lock:  # not that of calls: one may last for hours
+            if self._child is not None:
+                self._child.end()
 
     def identify(self, settings: EngineSettings) -> Identity:
         """See `Backend.identify`."""
@@ -77,22 +72,27 @@ class EngineProcess:
             Exception: what the method raised, or `on_result`; the latter ends the process.
             EngineClosedError: the process ended.
         """
-        with self._lock:
-            self.start()
-            try:
-                kind, *answer = self._exchange((name, arguments), on_result or _ignore)
-            except BaseException:  # an interrupt, or a result nobody takes: they are out of step
-                self.stop()
-                raise
+        with self._calling:
+            kind, *answer = self._running().exchange((name, arguments), on_result or _ignore)
         if kind == DONE:
             return answer[0]
         raised, traceback = answer
         raise raised from ServerSideError(traceback)
 
-    def _start(self) -> None:
+    def _running(self) -> _Child:
+        with self._lock:
+            if self._child is None or self._child.ended:
+                self._child = _Child()
+            return self._child
+
+
+class _Child:
+    """A process that has been started, and the connection to it."""
+
+    def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-m", SERVER, str(theirs.fileno())],
                 stdin=subprocess.PIPE,  # ends when this process does, and with it the other
                 pass_fds=[theirs.fileno()],
@@ -100,29 +100,37 @@ class EngineProcess:
             )
         self._connection = Connection(ours.detach())
 
-    def _exchange(self, call: tuple[Any, ...], on_result: OnResult) -> tuple[Any, ...]:
+    @property
+    def ended(self) -> bool:
+        """Whether it is known to have ended."""
+        return self.process.returncode is not None
+
+    def end(self) -> int:
+        """End it, unless it has ended, and return its status."""
+        self.process.kill()
+        self.process.communicate()
+        return self.process.returncode
+
+    def exchange(self, call: tuple[Any, ...], on_result: OnResult) -> tuple[Any, ...]:
         """Send a call, hand on the results that come, and return the last message."""
-        assert self._connection is not None
-        self._reach(self._connection.send, call)
-        while (message := self._reach(self._connection.recv))[0] == RESULT:
-            on_result(*message[1:])
-        return cast("tuple[Any, ...]", message)
+        try:
+            self._reach(self._connection.send, call)
+            while (message := self._reach(self._connection.recv))[0] == RESULT:
+                on_result(*message[1:])
+            return cast("tuple[Any, ...]", message)
+        except BaseException:  # an interrupt, or a result nobody takes: they are out of step
+            self.end()
+            raise
 
     def _reach(self, transfer: Callable[..., Any], *arguments: Any) -> Any:
         """Send or receive; where that fails, the process has ended."""
         try:
             return transfer(*arguments)
         except (EOFError, OSError) as error:
-            raise EngineClosedError(self._obituary()) from error
-
-    def _obituary(self) -> str:
-        assert self._process is not None
-        process = self._process
-        self.stop()  # were it alive after all, it would be waited for in vain
-        return (
-            f"the process that computes ended with status {process.returncode} (-9: killed, mostly"
-            " for want of memory): free memory or choose a smaller micro_batch_size, and run again"
-        )
+            raise EngineClosedError(
+                f"the process that computes ended with status {self.end()} (-9: killed, mostly for"
+                " want of memory): free memory or choose a smaller micro_batch_size, and run again"
+            ) from error
 
 
 def wants_engine(command: Sequence[str]) -> bool:

@@ -176,8 +176,10 @@ class FlexGenRunner(Runner):
             if self.exit_on_error and not complete:
                 break
         progress.close()
+        # Metrics may bring models of their own, and want all of the memory. The process first: what
+        # it loads ahead is waited for otherwise, even if nobody wants it any more.
+        ENGINE_PROCESS.stop()
         ENGINES.close_engine()
-        ENGINE_PROCESS.stop()  # metrics may bring models of their own, and want all of the memory
 
     def _compute(
         self, deployment: str, requests: Sequence[Request], progress: SuiteProgress

@@ -17,6 +17,7 @@ class Watch:
     fail_load: Exception | None = None
     fail_after: int | None = None
     fail_close: Exception | None = None
+    on_load: object = None
     on_result: object = None
 
 
@@ -28,6 +29,8 @@ class WatchedBackend(FakeBackend):
         if WATCH.fail_load is not None:
             raise WATCH.fail_load
         WATCH.loaded.append(settings)
+        if WATCH.on_load is not None:
+            WATCH.on_load()
         return WatchedEngine(super().load(settings).description)
 
 

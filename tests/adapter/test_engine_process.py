@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -37,7 +38,7 @@ def settings(checkpoint):
 
 def pid_of(process):
     process.start()
-    return process._process.pid
+    return process._child.process.pid
 
 
 def is_running(pid):
@@ -128,6 +129,16 @@ def test_an_interrupt_and_a_result_that_cannot_be_kept_end_it(process, settings,
     assert ProcessBackend().load(settings).generate(REQUESTS)
 
 
+def test_it_is_stopped_whatever_it_does(process, settings):
+    with ThreadPoolExecutor(1) as caller:
+        call = caller.submit(process.identify, settings)  # answered when torch is imported
+        while not process.started:
+            time.sleep(0.01)
+        process.stop()
+        with pytest.raises(EngineClosedError, match="ended with status -9"):
+            call.result()
+
+
 def test_starting_and_stopping_twice_changes_nothing():
     process = EngineProcess()
     process.stop()
@@ -143,7 +154,7 @@ def test_it_ends_with_its_parent_however_that_dies():
 import os, signal
 from flexgen_helm.adapter.engine_process import ENGINE_PROCESS
 ENGINE_PROCESS.start()
-print(ENGINE_PROCESS._process.pid, flush=True)
+print(ENGINE_PROCESS._child.process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     parent = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)

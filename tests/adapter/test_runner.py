@@ -137,7 +137,7 @@ def test_a_killed_process_fails_the_runs_of_its_deployment_only(
 
     def generate_or_die(self, requests, **kwargs):
         if self.description.compression == killed:
-            os.kill(ENGINE_PROCESS._process.pid, signal.SIGKILL)
+            os.kill(ENGINE_PROCESS._child.process.pid, signal.SIGKILL)
         return generate(self, requests, **kwargs)
 
     monkeypatch.setattr(RemoteEngine, "generate", generate_or_die)
@@ -185,6 +185,26 @@ def test_a_run_that_cannot_be_prepared_fails_alone(tmp_path, deploy, watch):
     with pytest.raises(RunnerError, match="np=0"):
         run_suite(tmp_path, entries)
     assert len(list(runs_of(tmp_path).glob("*/stats.json"))) == 1
+
+
+def test_nobody_waits_for_an_engine_that_is_loaded_in_vain(tmp_path, deploy, watch, monkeypatch):
+    loading, stopped = threading.Event(), threading.Event()
+    waits, stop = [], ENGINE_PROCESS.stop
+
+    def load():
+        loading.set()
+        waits.append(stopped.wait(10))
+
+    def stop_loading():
+        assert loading.wait(10)
+        stop()
+        stopped.set()
+
+    watch.on_load = load
+    monkeypatch.setattr(ENGINE_PROCESS, "stop", stop_loading)
+    with pytest.raises(RunnerError, match="np=0"):
+        run_suite(tmp_path, [f"dyck_language:num_parenthesis_pairs=0,model={deploy()}"])
+    assert waits == [True]
 
 
 def test_skip_completed_runs(tmp_path, deploy, watch):
