@@ -16,7 +16,7 @@
     │   └── UnsupportedModelError    the checkpoint is sound but its architecture is not ours
     ├── StoreError                   a weight store is damaged, or its disk cannot be used
     │   └── DiskFullError            the disk, or what may be used of it, has no room for a run
-    ├── DeploymentError              a deployment name that cannot be turned into a model
+    ├── DeploymentError              a deployment name that means no model, or the runs of another
     ├── NumericsError                the model computed NaN
     ├── EngineClosedError            a request reached an engine that is shut down
     ├── CommandError                 a command started by this one failed
@@ -95,7 +95,7 @@ class DiskFullError(StoreError):
 
 
 class DeploymentError(FlexGenError):
-    """A deployment name cannot be resolved to a checkpoint and a compression setting."""
+    """A deployment name has no checkpoint and compression setting, or no runs, of its own."""
 
 
 class NumericsError(FlexGenError):

@@ -42,6 +42,7 @@ from flexgen_helm.adapter.parking import ParkableWork
 from flexgen_helm.adapter.progress import SuiteProgress
 from flexgen_helm.adapter.random_state import RandomState
 from flexgen_helm.adapter.run_files import write_run_record
+from flexgen_helm.errors import DeploymentError
 
 Suite = dict[str, list[Request]]
 """Requests by deployment, in the order in which HELM makes them."""
@@ -64,9 +65,11 @@ class FlexGenRunner(Runner):
         """Run all runs, as HELM does, after computing their requests.
 
         Raises:
+            DeploymentError: two deployments would write the same files; nothing is run.
             RunnerError: some runs failed; the others are complete.
             Exception: with ``--exit-on-error``, what the first failing run raised.
         """
+        _refuse_shared_names(run_specs)
         ours = [spec for spec in run_specs if is_ours(spec)]
         if ours:
             ENGINE_PROCESS.start()  # it takes seconds; meanwhile:
@@ -212,6 +215,19 @@ def is_ours(run_spec: RunSpec) -> bool:
     except Exception:  # unknown, or it needs a package that is not there: HELM will say so
         return False
     return issubclass(client_class, FlexGenClient)
+
+
+def _refuse_shared_names(run_specs: Iterable[RunSpec]) -> None:
+    """Refuse runs of two deployments that HELM, naming them by two parts, calls the same."""
+    first: dict[str, str] = {}
+    for run_spec in run_specs:
+        deployment = run_spec.adapter_spec.model_deployment
+        if (other := first.setdefault(run_spec.name, deployment)) != deployment:
+            raise DeploymentError(
+                f"runs of {other!r} and {deployment!r} would overwrite each other, for HELM calls"
+                f" both {run_spec.name!r}: rename one of the checkpoints, or link to it, so that"
+                " the last two parts differ, or run each in a suite of its own (--suite)"
+            )
 
 
 def _first_of_each_name(run_specs: Iterable[RunSpec]) -> Iterable[RunSpec]:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from flexgen_helm.adapter import runner
 from flexgen_helm.adapter.backend import DEFAULT_BACKEND
 from flexgen_helm.adapter.engine_process import ENGINE_PROCESS, RemoteEngine
 from flexgen_helm.adapter.fake import FakeEngine
+from flexgen_helm.errors import DeploymentError
 from flexgen_helm.specs.run_record import RunRecord
 from tests.adapter.suites import FLEXGEN, HELM_FILES, RECORD, read_runs, run_suite, runs_of
 
@@ -177,6 +179,16 @@ def test_exit_on_error_raises_the_first_error(tmp_path, deploy, watch):
     with pytest.raises(ExecutorError, match="RuntimeError: the engine broke"):
         run_suite(tmp_path, [*dyck(deploy(), 3), *dyck(deploy("-w4"), 3)], exit_on_error=True)
     assert len(watch.batches) == 1
+
+
+def test_deployments_whose_runs_have_one_name_are_refused(tmp_path, byte_checkpoint):
+    directories = [tmp_path / name / "final" / "opt" for name in ("one", "two")]
+    for directory in directories:
+        shutil.copytree(byte_checkpoint, directory)
+    entries = [entry for directory in directories for entry in dyck(f"flexgen/{directory}", 3)]
+    with pytest.raises(DeploymentError, match=r"one/final/opt' and '.*two/final/opt' .*--suite"):
+        run_suite(tmp_path, entries)
+    assert not list(runs_of(tmp_path).glob("dyck*"))
 
 
 def test_a_run_that_cannot_be_prepared_fails_alone(tmp_path, deploy, watch):
