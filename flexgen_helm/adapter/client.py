@@ -153,8 +153,8 @@ class FlexGenClient(CachingClient):
         )
         return Job(prompt=prompt, request=to_generation_request(request, prompt))
 
-    def responses(self, requests: Sequence[Request]) -> list[Response]:
-        """Return the prepared answers to these requests, leaving out those that have none."""
+    def responses(self, requests: Sequence[Request]) -> list[tuple[Response, int]]:
+        """Return the prepared answers to these requests, and how many equal ones each answers."""
         if self._answers is None:
             return []
         return self._answers.responses([self.key(request) for request in requests])

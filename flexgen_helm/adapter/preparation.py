@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -54,10 +55,11 @@ class Answers:
             self._fresh.discard(text)
         return outcome, not fresh
 
-    def responses(self, keys: Iterable[CacheKey]) -> list[Response]:
-        """Return the answers to these keys, leaving out those that have none."""
-        outcomes = (self._outcomes.get(key_text(key)) for key in keys)
-        return [outcome for outcome in outcomes if isinstance(outcome, dict)]
+    def responses(self, keys: Iterable[CacheKey]) -> list[tuple[Response, int]]:
+        """Return the answer to each of these keys that has one, and how often the key is there."""
+        counts = Counter(map(key_text, keys))
+        outcomes = ((self._outcomes.get(text), count) for text, count in counts.items())
+        return [(outcome, count) for outcome, count in outcomes if isinstance(outcome, dict)]
 
     def __contains__(self, key: CacheKey) -> bool:
         return key_text(key) in self._outcomes

@@ -41,6 +41,7 @@ from flexgen_helm.adapter.garbage import rare_collections
 from flexgen_helm.adapter.parking import ParkableWork
 from flexgen_helm.adapter.progress import SuiteProgress
 from flexgen_helm.adapter.random_state import RandomState
+from flexgen_helm.adapter.responses import Response
 from flexgen_helm.adapter.run_files import write_run_record
 from flexgen_helm.errors import DeploymentError
 
@@ -195,7 +196,9 @@ class FlexGenRunner(Runner):
             progress.begin(deployment, 0)
             return False
 
-    def _responses(self, run_spec: RunSpec, scenario_state: ScenarioState) -> list[dict[str, Any]]:
+    def _responses(
+        self, run_spec: RunSpec, scenario_state: ScenarioState
+    ) -> list[tuple[Response, int]]:
         if not self._executes_here() or not is_ours(run_spec):
             return []
         requests = [state.request for state in scenario_state.request_states]

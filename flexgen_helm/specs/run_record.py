@@ -17,17 +17,18 @@ class RunRecord:
     """One run's engine and the cost of its requests, summed.
 
     It is made from what each request reported when it was computed, so a run answered from HELM's
-    request cache has the same record as the run that filled the cache.
+    request cache has the same record as the run that filled the cache. Equal requests are computed
+    once, and their cost counts once.
     """
 
     engine: EngineDescription
     """What computed the results."""
 
     requests: int
-    """Requests of the run."""
+    """Requests of the run, equal ones too."""
 
     prompt_tokens: int
-    """Prompt tokens requested."""
+    """Prompt tokens requested, by equal requests too."""
 
     generated_tokens: int
     """Tokens generated over all completions."""
@@ -46,7 +47,7 @@ class RunRecord:
     """Number of these matrix products; one shared with another run counts in part."""
 
     effective_batch: float
-    """Mean over requests of the sequences in the block that served them."""
+    """Mean over what was computed of the sequences in the block that served it."""
 
     prefill_s: float
     """Seconds of prefill attributed to this run."""
@@ -83,18 +84,23 @@ class RunRecord:
 
     @classmethod
     def summarise(
-        cls, engine: EngineDescription, statistics: Sequence[RequestStatistics]
+        cls,
+        engine: EngineDescription,
+        statistics: Sequence[RequestStatistics],
+        counts: Sequence[int],
     ) -> RunRecord:
         """Add up what the requests of a run reported.
 
         Args:
             engine: what computed them.
-            statistics: one per request, at least one.
+            statistics: one for all requests that are equal, at least one.
+            counts: how many these are.
         """
+        asked = zip(counts, statistics, strict=True)
         return cls(
             engine=engine,
-            requests=len(statistics),
-            prompt_tokens=sum(s.num_prompt_tokens for s in statistics),
+            requests=sum(counts),
+            prompt_tokens=sum(count * s.num_prompt_tokens for count, s in asked),
             generated_tokens=sum(s.num_generated_tokens for s in statistics),
             computed_prompt_tokens=sum(s.computed_prompt_tokens for s in statistics),
             padding_rows=sum(s.padding_rows for s in statistics),

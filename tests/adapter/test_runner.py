@@ -20,7 +20,7 @@ from helm.benchmark.scenarios.dyck_language_scenario import DyckLanguageScenario
 from flexgen_helm.adapter import runner
 from flexgen_helm.adapter.backend import DEFAULT_BACKEND
 from flexgen_helm.adapter.engine_process import ENGINE_PROCESS, RemoteEngine
-from flexgen_helm.adapter.fake import FakeEngine
+from flexgen_helm.adapter.fake import SECONDS_PER_TOKEN, FakeEngine
 from flexgen_helm.errors import DeploymentError
 from flexgen_helm.specs.run_record import RunRecord
 from tests.adapter.suites import FLEXGEN, HELM_FILES, RECORD, read_runs, run_suite, runs_of
@@ -82,6 +82,23 @@ def test_the_record_sums_up_the_requests(tmp_path, deploy, watch):
     assert record.requests == len(batch) == 4
     assert record.effective_batch == 4
     assert record.prompt_tokens == sum(len(request.prompt_token_ids) for request in batch)
+
+
+def test_the_record_counts_the_cost_of_equal_requests_once(tmp_path, deploy, watch, monkeypatch):
+    get_instances = DyckLanguageScenario.get_instances
+
+    def equal_instances(self, path):
+        instances = get_instances(self, path)
+        return [replace(instance, input=instances[0].input) for instance in instances]
+
+    monkeypatch.setattr(DyckLanguageScenario, "get_instances", equal_instances)
+    record = RunRecord.from_json(record_of(run_suite(tmp_path, dyck(deploy(), 3))))
+    [[request]] = watch.batches
+    prompt_len = len(request.prompt_token_ids)
+    assert record.requests == 4
+    assert record.prompt_tokens == 4 * prompt_len
+    assert record.computed_prompt_tokens == prompt_len
+    assert record.prefill_s == pytest.approx(prompt_len * SECONDS_PER_TOKEN)
 
 
 def test_equal_requests_are_computed_once(tmp_path, deploy, watch):
