@@ -24,16 +24,24 @@ from flexgen_helm.adapter.responses import Response
 
 CacheKey = dict[str, Any]
 
-REVISION = 2
+REVISION = 3
 """Raised by whoever changes what the engine computes, so that older answers are not found."""
 
 
-def cache_key(identity: Identity, request: Request) -> CacheKey:
+def cache_key(
+    identity: Identity, request: Request, *, tokenizer: str, start_token: str | None
+) -> CacheKey:
     """Return the key of a request's answer.
 
     Neither the deployment's name nor batching, placement or device are part of it. The sampling
     fields are those the engine gets, in the types it gets them, so that 0 and 0.0 are one key;
-    the seed is HELM's `random`, in clear.
+    the seed is HELM's `random`, in clear. The tokenizer is HELM's choice, not the checkpoint's.
+
+    Args:
+        identity: of the engine.
+        request: what is asked.
+        tokenizer: fingerprint of what tokenizes the prompt.
+        start_token: what an empty prompt may consist of; see `encode_prompt`.
     """
     sampling = to_sampling(request)
     return {
@@ -41,6 +49,8 @@ def cache_key(identity: Identity, request: Request) -> CacheKey:
         **asdict(identity),
         **{name: value for name, value in asdict(sampling).items() if name != "seed"},
         "stop": list(sampling.stops),
+        "tokenizer": tokenizer,
+        "start_token": start_token,
         "prompt": request.prompt,
         "echo_prompt": request.echo_prompt,
         "random": request.random,

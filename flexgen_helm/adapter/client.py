@@ -139,9 +139,15 @@ class FlexGenClient(CachingClient):
         Raises:
             InvalidRequestError: the request asks for something the model cannot do.
             CheckpointError: the checkpoint cannot be found or read.
+            NonRetriableException: nor can the tokenizer.
         """
         check_supported(request)
-        return cache_key(self.service.identity, request)
+        return cache_key(
+            self.service.identity,
+            request,
+            tokenizer=self._tokenizer.text_tokenizer.fingerprint,
+            start_token=self._start_token,
+        )
 
     def job(self, request: Request) -> Job:
         """Return what the engine has to compute for a request."""

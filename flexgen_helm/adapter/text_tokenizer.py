@@ -6,6 +6,7 @@ what is handed on is the part of it that tokenizes, which is a library of its ow
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,12 @@ class TokenizerDescription:
 
     truncation_side: str
     """Where a text that is too long is cut: ``right`` or ``left``."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what decides which tokens a prompt is, by content, wherever it came from."""
+        text = f"{self.bos_token}\0{self.serialized}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def describe_tokenizer(tokenizer: Any) -> TokenizerDescription:
@@ -68,6 +75,7 @@ class TextTokenizer:
         self._truncation_side = description.truncation_side
         self._remembered = lru_cache(REMEMBERED_TEXTS)(self._ids)
         self.bos_token = description.bos_token
+        self.fingerprint = description.fingerprint
 
     def ids(self, text: str) -> Sequence[int]:
         """Return the ids of a text's tokens; special tokens it spells out count as such."""

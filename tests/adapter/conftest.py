@@ -35,9 +35,12 @@ def make_client(tmp_path, byte_checkpoint):
 
     def make(**settings):
         config = SqliteCacheConfig(str(tmp_path / "cache.sqlite"))
-        tokenizer = FlexGenTokenizer(str(byte_checkpoint), str(byte_checkpoint))
-        defaults = {"checkpoint": str(tmp_path), "backend": backends.WATCHED}
-        return FlexGenClient(config, tokenizer, **(defaults | settings))
+        defaults = {
+            "tokenizer": FlexGenTokenizer(str(byte_checkpoint), str(byte_checkpoint)),
+            "checkpoint": str(tmp_path),
+            "backend": backends.WATCHED,
+        }
+        return FlexGenClient(config, **(defaults | settings))
 
     return make
 

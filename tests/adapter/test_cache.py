@@ -9,10 +9,11 @@ from flexgen_helm.adapter.cache import ResponseCache, cache_key, key_text
 
 IDENTITY = Identity(fingerprint="f", compression="w4", dtype="float32")
 REQUEST = Request(prompt="a", stop_sequences=["\n"])
+TOKENIZER = {"tokenizer": "t", "start_token": "</s>"}
 
 
-def text(identity=IDENTITY, **changes):
-    return key_text(cache_key(identity, dataclasses.replace(REQUEST, **changes)))
+def text(identity=IDENTITY, tokenizer=TOKENIZER, **changes):
+    return key_text(cache_key(identity, dataclasses.replace(REQUEST, **changes), **tokenizer))
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,11 @@ def test_another_model_has_other_keys(field):
     assert text(dataclasses.replace(IDENTITY, **{field: "other"})) != text()
 
 
+@pytest.mark.parametrize("field", TOKENIZER)
+def test_another_tokenizer_has_other_keys(field):
+    assert text(tokenizer=TOKENIZER | {field: "other"}) != text()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -56,7 +62,7 @@ def test_what_changes_no_answer_changes_no_key(change):
 
 def test_answers_are_found_again(tmp_path):
     cache = ResponseCache(SqliteCacheConfig(str(tmp_path / "cache.sqlite")))
-    key = cache_key(IDENTITY, REQUEST)
+    key = cache_key(IDENTITY, REQUEST, **TOKENIZER)
     assert cache.lookup(key) is None
     cache.put(key, {"a": [1.5, None]})
     assert cache.lookup(key) == {"a": [1.5, None]}
@@ -66,8 +72,9 @@ def test_answers_are_found_again(tmp_path):
 
 def test_a_disabled_cache_keeps_nothing():
     cache = ResponseCache(BlackHoleCacheConfig())
-    cache.put(cache_key(IDENTITY, REQUEST), {"a": 1})
-    assert cache.lookup(cache_key(IDENTITY, REQUEST)) is None
+    key = cache_key(IDENTITY, REQUEST, **TOKENIZER)
+    cache.put(key, {"a": 1})
+    assert cache.lookup(key) is None
 
 
 def test_queries_and_computations_are_counted(tmp_path):

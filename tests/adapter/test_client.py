@@ -7,7 +7,9 @@ from helm.common.request import Request
 from flexgen_helm.adapter import client as client_module
 from flexgen_helm.adapter.backend import DEFAULT_BACKEND
 from flexgen_helm.adapter.engines import ENGINES, EngineRegistry
+from flexgen_helm.adapter.tokenizer import FlexGenTokenizer
 from flexgen_helm.errors import CheckpointError
+from tests.conftest import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("watch")
 
@@ -41,6 +43,17 @@ def test_a_cached_answer_loads_no_engine(make_client, watch):
     watch.loaded.clear()
     assert make_client(device="cuda", policy={"num_micro_batches": 8}).make_request(request).cached
     assert not watch.loaded
+
+
+def test_answers_to_other_tokens_are_other_answers(make_client, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["prompt"])
+    tokenizer.save_pretrained(tmp_path)
+    other = FlexGenTokenizer("other", str(tmp_path))
+    [request] = requests(1)
+    for settings in ({}, {"tokenizer": other}, {"end_of_text_token": "<s>"}):
+        assert not make_client(**settings).make_request(request).cached
+        assert make_client(**settings).make_request(request).cached
 
 
 def loads_soon(watch):
