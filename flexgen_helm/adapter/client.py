@@ -106,15 +106,13 @@ class FlexGenClient(CachingClient):
             _ = self._tokenizer.text_tokenizer, self.service.identity
             self.service.load_ahead()
 
-    def prepare(
-        self, requests: Sequence[Request], *, name: str, progress: SuiteProgress | None = None
-    ) -> bool:
+    def prepare(self, requests: Sequence[Request], *, name: str, progress: SuiteProgress) -> bool:
         """Compute what the cache lacks of these requests, together, for `make_request` to find.
 
         Args:
             requests: any number; equal ones are computed once.
             name: of the deployment.
-            progress: what shows how far they are; a bar of their own if left out.
+            progress: what shows how far they are.
 
         Returns:
             whether there is an answer to every one of them.
@@ -126,11 +124,7 @@ class FlexGenClient(CachingClient):
             cache=self._responses,
             borrow_engine=self.service.engine,
         )
-        own = SuiteProgress({name: len(requests)})
-        try:
-            self._answers = prepare(deployed, requests, progress or own)
-        finally:
-            own.close()
+        self._answers = prepare(deployed, requests, progress)
         return self._answers.complete
 
     def key(self, request: Request) -> CacheKey:

@@ -45,7 +45,10 @@ class SuiteProgress:
         if self._bar is not None:
             self._bar.update()
 
-    def close(self) -> None:
+    def __enter__(self) -> SuiteProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()

@@ -173,13 +173,12 @@ class FlexGenRunner(Runner):
 
     def _prepare(self, suite: Suite) -> None:
         """Compute the requests of one deployment after the other."""
-        progress = SuiteProgress({name: len(requests) for name, requests in suite.items()})
-        for deployment, requests in suite.items():
-            with htrack_block(f"Computing the requests of {deployment}"):
-                complete = self._compute(deployment, requests, progress)
-            if self.exit_on_error and not complete:
-                break
-        progress.close()
+        with SuiteProgress({name: len(requests) for name, requests in suite.items()}) as progress:
+            for deployment, requests in suite.items():
+                with htrack_block(f"Computing the requests of {deployment}"):
+                    complete = self._compute(deployment, requests, progress)
+                if self.exit_on_error and not complete:
+                    break
         # Metrics may bring models of their own, and want all of the memory. The process first: what
         # it loads ahead is waited for otherwise, even if nobody wants it any more.
         ENGINE_PROCESS.stop()

@@ -7,6 +7,7 @@ from helm.common.request import Request
 from flexgen_helm.adapter import client as client_module
 from flexgen_helm.adapter.backend import DEFAULT_BACKEND
 from flexgen_helm.adapter.engines import ENGINES, EngineRegistry
+from flexgen_helm.adapter.progress import SuiteProgress
 from flexgen_helm.adapter.tokenizer import FlexGenTokenizer
 from flexgen_helm.errors import CheckpointError
 from tests.conftest import byte_tokenizer
@@ -16,6 +17,11 @@ pytestmark = pytest.mark.usefixtures("watch")
 
 def requests(count, **fields):
     return [Request(prompt=f"prompt {index}", max_tokens=3, **fields) for index in range(count)]
+
+
+def prepare(client, requests):
+    with SuiteProgress({"test": len(requests)}) as progress:
+        return client.prepare(requests, name="test", progress=progress)
 
 
 def test_concurrent_requests_are_computed_together(make_client, watch):
@@ -154,16 +160,16 @@ def test_a_checkpoint_that_does_not_exist(make_client, tmp_path):
 
 def test_prepared_requests_are_computed_together_and_once(make_client, watch):
     client = make_client()
-    assert client.prepare([*requests(5), *requests(5)], name="test")
+    assert prepare(client, [*requests(5), *requests(5)])
     results = [client.make_request(request) for request in [*requests(5), *requests(5)]]
     assert [len(batch) for batch in watch.batches] == [5]
     assert [result.cached for result in results] == [False] * 5 + [True] * 5
 
 
 def test_preparation_takes_what_the_cache_has(make_client, watch):
-    make_client().prepare(requests(3), name="test")
+    prepare(make_client(), requests(3))
     client = make_client()
-    client.prepare(requests(5), name="test")
+    prepare(client, requests(5))
     assert [len(batch) for batch in watch.batches] == [3, 2]
     assert [client.make_request(r).cached for r in requests(5)] == [True] * 3 + [False] * 2
 
@@ -171,24 +177,24 @@ def test_preparation_takes_what_the_cache_has(make_client, watch):
 def test_preparation_keeps_what_was_finished(make_client, watch):
     watch.fail_after = 3
     client = make_client()
-    assert not client.prepare(requests(5), name="test")
+    assert not prepare(client, requests(5))
     assert [client.make_request(r).success for r in requests(5)] == [True] * 3 + [False] * 2
     watch.fail_after = None
-    make_client().prepare(requests(5), name="test")
+    prepare(make_client(), requests(5))
     assert [len(batch) for batch in watch.batches] == [5, 2]
 
 
 def test_preparation_sets_invalid_requests_aside(make_client, watch):
     client = make_client()
     mixed = [*requests(2), Request(prompt="a" * 3000), Request(embedding=True)]
-    assert not client.prepare(mixed, name="test")
+    assert not prepare(client, mixed)
     assert [client.make_request(r).success for r in mixed] == [True, True, False, False]
     assert [len(batch) for batch in watch.batches] == [2]
 
 
 def test_what_was_not_prepared_is_computed_on_demand(make_client, watch):
     client = make_client()
-    client.prepare(requests(2), name="test")
+    prepare(client, requests(2))
     assert client.make_request(requests(3)[2]).success
     assert [len(batch) for batch in watch.batches] == [2, 1]
 
@@ -200,9 +206,9 @@ def test_an_interrupted_preparation_keeps_what_was_finished(make_client, watch):
 
     watch.on_result = interrupt
     with pytest.raises(KeyboardInterrupt):
-        make_client().prepare(requests(4), name="test")
+        prepare(make_client(), requests(4))
     watch.on_result = None
-    make_client().prepare(requests(4), name="test")
+    prepare(make_client(), requests(4))
     assert [len(batch) for batch in watch.batches] == [4, 2]
 
 
@@ -211,7 +217,7 @@ def test_larger_batches_are_advised_once_and_only_where_they_are_missed(make_cli
     monkeypatch.setattr(client_module, "hlog", said.append)
     monkeypatch.setattr(client_module, "ENGINES", EngineRegistry())
     prepared = make_client()
-    prepared.prepare([], name="test")
+    prepare(prepared, [])
     prepared.make_request(requests(1)[0])
     assert not said
     for request in requests(4)[1:]:
