@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from flexgen_helm.errors import FlexGenError
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
@@ -19,6 +20,7 @@ from flexgen_helm.specs.request import EngineDescription, GenerationRequest, Gen
 DEFAULT_BACKEND = "flexgen_helm.adapter.engine_process.ProcessBackend"
 
 OnResult = Callable[[int, GenerationResult], None]
+OnError = Callable[[int, FlexGenError], None]
 """Called with the index of a request and its result."""
 
 
@@ -71,13 +73,18 @@ class GenerationEngine(Protocol):
     @property
     def description(self) -> EngineDescription: ...
 
-    def validate(self, request: GenerationRequest) -> None:
-        """Raise `InvalidRequestError` for a request `generate` would refuse."""
-
     def generate(
-        self, requests: Sequence[GenerationRequest], *, on_result: OnResult | None = None
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        on_result: OnResult | None = None,
+        on_error: OnError | None = None,
     ) -> list[GenerationResult]:
-        """Return results in the order of the requests; hand each to `on_result` once known."""
+        """Return results in the order of the requests; hand each to `on_result` once known.
+
+        Those that cannot be served are told to `on_error`, and have no result; without it none is
+        served.
+        """
 
     def close(self) -> None:
         """Give back memory. The engine is not used afterwards."""

@@ -12,7 +12,7 @@ from helm.common.hierarchical_logger import hexception
 from flexgen_helm.adapter.backend import GenerationEngine
 from flexgen_helm.adapter.prompts import EncodedPrompt
 from flexgen_helm.adapter.responses import Response, write_response
-from flexgen_helm.errors import FlexGenError, InvalidRequestError
+from flexgen_helm.errors import FlexGenError
 from flexgen_helm.specs.request import GenerationRequest, GenerationResult
 
 Outcome = Response | Exception
@@ -37,8 +37,8 @@ def compute(
 ) -> None:
     """Compute jobs together and report the outcome of each, once, by its index.
 
-    Jobs the engine would refuse are set aside first. If the engine cannot be loaded or fails in
-    between, jobs that were finished keep their answer and the others get the error.
+    Jobs the engine refuses get its reason. If it cannot be loaded or fails in between, jobs that
+    were finished keep their answer and the others get the error.
     """
     unfinished = set(range(len(jobs)))
 
@@ -62,23 +62,11 @@ def log_unexpected(error: Exception) -> None:
 
 
 def _generate(engine: GenerationEngine, jobs: Sequence[Job], report: OnOutcome) -> None:
-    valid = [index for index, job in enumerate(jobs) if _is_valid(engine, job, index, report)]
-
-    def finish(position: int, result: GenerationResult) -> None:
-        index = valid[position]
-        report(index, _respond(engine, jobs[index], result))
-
-    if valid:
-        engine.generate([jobs[index].request for index in valid], on_result=finish)
-
-
-def _is_valid(engine: GenerationEngine, job: Job, index: int, report: OnOutcome) -> bool:
-    try:
-        engine.validate(job.request)
-    except InvalidRequestError as error:
-        report(index, error)
-        return False
-    return True
+    engine.generate(
+        [job.request for job in jobs],
+        on_result=lambda index, result: report(index, _respond(engine, jobs[index], result)),
+        on_error=report,
+    )
 
 
 def _respond(engine: GenerationEngine, job: Job, result: GenerationResult) -> Response:

@@ -17,11 +17,13 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
-from flexgen_helm.adapter.backend import EngineSettings, Identity, OnResult
-from flexgen_helm.adapter.engine_server import DONE, RESULT
+from flexgen_helm.adapter.backend import EngineSettings, Identity, OnError, OnResult
+from flexgen_helm.adapter.engine_server import DONE, OUTCOME
 from flexgen_helm.adapter.text_tokenizer import TokenizerDescription
-from flexgen_helm.errors import EngineClosedError
+from flexgen_helm.errors import EngineClosedError, FlexGenError
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
+
+OnOutcome = Callable[[int, Any], None]
 
 RUNNER = "flexgen_helm.FlexGenRunner"
 """The name the runner is given to `helm-run` by."""
@@ -65,15 +67,15 @@ class EngineProcess:
         """Have the process load a tokenizer."""
         return cast("TokenizerDescription", self.call("describe_tokenizer", source, kwargs))
 
-    def call(self, name: str, *arguments: Any, on_result: OnResult | None = None) -> Any:
+    def call(self, name: str, *arguments: Any, on_outcome: OnOutcome | None = None) -> Any:
         """Call a method of `EngineServer`.
 
         Raises:
-            Exception: what the method raised, or `on_result`; the latter ends the process.
+            Exception: what the method raised, or `on_outcome`; the latter ends the process.
             EngineClosedError: the process ended.
         """
         with self._calling:
-            kind, *answer = self._running().exchange((name, arguments), on_result or _ignore)
+            kind, *answer = self._running().exchange((name, arguments), on_outcome or _ignore)
         if kind == DONE:
             return answer[0]
         raised, traceback = answer
@@ -111,14 +113,14 @@ class _Child:
         self.process.communicate()
         return self.process.returncode
 
-    def exchange(self, call: tuple[Any, ...], on_result: OnResult) -> tuple[Any, ...]:
-        """Send a call, hand on the results that come, and return the last message."""
+    def exchange(self, call: tuple[Any, ...], on_outcome: OnOutcome) -> tuple[Any, ...]:
+        """Send a call, hand on the outcomes that come, and return the last message."""
         try:
             self._reach(self._connection.send, call)
-            while (message := self._reach(self._connection.recv))[0] == RESULT:
-                on_result(*message[1:])
+            while (message := self._reach(self._connection.recv))[0] == OUTCOME:
+                on_outcome(*message[1:])
             return cast("tuple[Any, ...]", message)
-        except BaseException:  # an interrupt, or a result nobody takes: they are out of step
+        except BaseException:  # an interrupt, or an outcome nobody takes: they are out of step
             self.end()
             raise
 
@@ -146,20 +148,25 @@ class RemoteEngine:
         self._process = process
         self.description: EngineDescription = process.call("load", settings)
 
-    def validate(self, request: GenerationRequest) -> None:
-        self._process.call("validate", request)
-
     def generate(
-        self, requests: Sequence[GenerationRequest], *, on_result: OnResult | None = None
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        on_result: OnResult | None = None,
+        on_error: OnError | None = None,
     ) -> list[GenerationResult]:
         results: dict[int, GenerationResult] = {}
 
-        def keep(index: int, result: GenerationResult) -> None:
-            results[index] = result
-            (on_result or _ignore)(index, result)
+        def hand_on(index: int, outcome: GenerationResult | FlexGenError) -> None:
+            if isinstance(outcome, FlexGenError):
+                (on_error or _ignore)(index, outcome)
+            else:
+                results[index] = outcome
+                (on_result or _ignore)(index, outcome)
 
-        self._process.call("generate", list(requests), on_result=keep)
-        return [results[index] for index in range(len(requests))]
+        asked = list(requests), on_error is not None
+        self._process.call("generate", *asked, on_outcome=hand_on)
+        return [results[index] for index in sorted(results)]
 
     def close(self) -> None:
         if self._process.started:  # none is started only to hear that the engine is gone
@@ -180,7 +187,7 @@ class ProcessBackend:
         return RemoteEngine(ENGINE_PROCESS, settings)
 
 
-def _ignore(index: int, result: GenerationResult) -> None:
+def _ignore(index: int, outcome: object) -> None:
     pass
 
 

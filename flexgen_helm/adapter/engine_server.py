@@ -24,8 +24,8 @@ from flexgen_helm.adapter.text_tokenizer import TokenizerDescription, load_descr
 from flexgen_helm.errors import EngineClosedError, FlexGenError
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
 
-RESULT, DONE, FAILED = "result", "done", "failed"
-"""Kinds of messages: a result on the way, what a call returns, what it raised and where."""
+OUTCOME, DONE, FAILED = "outcome", "done", "failed"
+"""Kinds of messages: of a request, on the way; what a call returns; what it raised and where."""
 
 Work = tuple[Future[Any], Callable[[], Any]]
 """What is to be done in the main thread, and where its outcome goes."""
@@ -86,14 +86,16 @@ class EngineServer:
         self._engine = future.result()
         return self._engine.description
 
-    def validate(self, request: GenerationRequest) -> None:
-        """See `GenerationEngine.validate`."""
-        self._open_engine().validate(request)
+    def generate(self, requests: list[GenerationRequest], serves_others: bool) -> None:
+        """See `GenerationEngine.generate`; what is known of a request is sent at once.
 
-    def generate(self, requests: list[GenerationRequest]) -> None:
-        """See `GenerationEngine.generate`; results are sent as soon as they are known."""
-        engine = self._open_engine()
-        self._compute(partial(engine.generate, requests, on_result=self._send_result)).result()
+        Args:
+            requests: what to serve.
+            serves_others: whether those that cannot be served are sent their error, too.
+        """
+        generate = partial(self._open_engine().generate, requests, on_result=self._send)
+        on_error = self._send if serves_others else None
+        self._compute(partial(generate, on_error=on_error)).result()
 
     def close(self) -> None:
         """See `GenerationEngine.close`."""
@@ -104,8 +106,8 @@ class EngineServer:
         """See `load_description`."""
         return load_description(source, **kwargs)
 
-    def _send_result(self, index: int, result: GenerationResult) -> None:
-        self._connection.send((RESULT, index, result))
+    def _send(self, index: int, outcome: GenerationResult | FlexGenError) -> None:
+        self._connection.send((OUTCOME, index, outcome))
 
     def _give_up_begun(self) -> None:
         if self._begun is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from flexgen_helm.adapter.backend import EngineSettings, Identity, OnResult
+from flexgen_helm.adapter.backend import EngineSettings, Identity, OnError, OnResult
 from flexgen_helm.errors import EngineClosedError, InvalidRequestError
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.request import (
@@ -66,27 +66,35 @@ class FakeEngine:
         self.description = description
         self._closed = False
 
-    def validate(self, request: GenerationRequest) -> None:
-        num_tokens = len(request.prompt_token_ids)
-        if num_tokens > self.max_positions:
-            raise InvalidRequestError(
-                f"prompt has {num_tokens} tokens, the model has {self.max_positions} positions:"
-                " shorten it"
-            )
-
     def generate(
-        self, requests: Sequence[GenerationRequest], *, on_result: OnResult | None = None
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        on_result: OnResult | None = None,
+        on_error: OnError | None = None,
     ) -> list[GenerationResult]:
         if self._closed:
             raise EngineClosedError("the fake engine is closed: load it again")
-        for request in requests:
-            self.validate(request)
+        served = [i for i, request in enumerate(requests) if self._is_valid(i, request, on_error)]
         results = []
-        for index, request in enumerate(requests):
-            results.append(self._answer(request, effective_batch=len(requests)))
+        for index in served:
+            results.append(self._answer(requests[index], effective_batch=len(requests)))
             if on_result is not None:
                 on_result(index, results[-1])
         return results
+
+    def _is_valid(self, index: int, request: GenerationRequest, on_error: OnError | None) -> bool:
+        num_tokens = len(request.prompt_token_ids)
+        if num_tokens <= self.max_positions:
+            return True
+        error = InvalidRequestError(
+            f"prompt has {num_tokens} tokens, the model has {self.max_positions} positions:"
+            " shorten it"
+        )
+        if on_error is None:
+            raise error
+        on_error(index, error)
+        return False
 
     def close(self) -> None:
         self._closed = True

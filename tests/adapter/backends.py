@@ -35,8 +35,10 @@ class WatchedBackend(FakeBackend):
 
 
 class WatchedEngine(FakeEngine):
-    def generate(self, requests, *, on_result=None):
-        WATCH.batches.append(list(requests))
+    def generate(self, requests, *, on_result=None, on_error=None):
+        WATCH.batches.append(
+            [request for request in requests if len(request.prompt_token_ids) <= self.max_positions]
+        )
 
         def check(index, result):
             if index == WATCH.fail_after:
@@ -45,7 +47,7 @@ class WatchedEngine(FakeEngine):
                 WATCH.on_result(index)
             on_result(index, result)
 
-        return super().generate(requests, on_result=check)
+        return super().generate(requests, on_result=check, on_error=on_error)
 
     def close(self):
         WATCH.closed += 1

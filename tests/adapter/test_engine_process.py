@@ -68,8 +68,15 @@ def test_results_are_those_of_an_engine_here(process, settings):
 
 def test_errors_are_those_of_the_engine(process, settings):
     engine = ProcessBackend().load(settings)
+    too_long = GenerationRequest(prompt_token_ids=(2,) * 300)
     with pytest.raises(InvalidRequestError, match="prompt has 300 tokens"):
-        engine.validate(GenerationRequest(prompt_token_ids=(2,) * 300))
+        engine.generate([too_long])
+    refused = []
+    results = engine.generate([too_long, *REQUESTS], on_error=lambda *e: refused.append(e))
+    assert len(results) == len(REQUESTS)
+    [(index, error)] = refused
+    assert index == 0
+    assert "prompt has 300 tokens" in str(error)
     with pytest.raises(CheckpointError, match="nothing"):
         ProcessBackend().identify(EngineSettings(checkpoint="./nothing"))
     with pytest.raises(AttributeError) as failure:
