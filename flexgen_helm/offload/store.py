@@ -20,7 +20,7 @@ from flexgen_helm.errors import StoreError
 from flexgen_helm.files import write_text_atomically
 from flexgen_helm.offload.part_file import Entry, PartFile
 from flexgen_helm.quant.tensor import QuantizedTensor
-from flexgen_helm.specs.compression import Compression
+from flexgen_helm.specs.compression import DEFAULT_GROUP_SIZE, Compression
 
 MANIFEST = "store.json"
 FORMAT = 1
@@ -39,6 +39,8 @@ class StoreIdentity:
 
     weight_bits: int | None
     group_size: int
+    """Of quantized weights; where there are none, always the same."""
+
     dtype: str
     """Of what is not quantized."""
 
@@ -47,10 +49,11 @@ class StoreIdentity:
     @classmethod
     def of(cls, fingerprint: str, compression: Compression, dtype: str) -> StoreIdentity:
         """Return that of a checkpoint; how the cache is compressed makes no difference."""
+        bits = compression.weight_bits
         return cls(
             fingerprint=fingerprint,
-            weight_bits=compression.weight_bits,
-            group_size=compression.group_size,
+            weight_bits=bits,
+            group_size=DEFAULT_GROUP_SIZE if bits is None else compression.group_size,
             dtype=dtype,
         )
 
@@ -84,7 +87,7 @@ class WeightStore:
         if manifest["identity"] != asdict(identity):
             raise StoreError(
                 f"{directory} was made from {manifest['identity']}, not from {asdict(identity)}:"
-                " convert the checkpoint into another directory"
+                " delete it, or convert the checkpoint into another directory"
             )
         self._row_lens: Mapping[str, int] = manifest["row_lens"]
         self.part_names: Sequence[str] = manifest["parts"]

@@ -105,8 +105,13 @@ def test_an_interrupted_conversion_goes_on_where_it_was(checkpoint, tmp_path):
 
 def test_a_store_of_another_setting_is_not_mistaken(checkpoint, tmp_path):
     converted(checkpoint, tmp_path, "w4")
-    with pytest.raises(StoreError, match="was made from .*convert the checkpoint into another"):
+    with pytest.raises(StoreError, match="was made from .*delete it, or convert the checkpoint in"):
         converted(checkpoint, tmp_path, "w8")
+
+
+def test_how_the_cache_is_compressed_makes_no_other_store(checkpoint, tmp_path):
+    stores = [converted(checkpoint, tmp_path, label) for label in ("none", "kv4-g32", "kv2-g128")]
+    assert {store.identity for store in stores} == {stores[0].identity}
 
 
 def test_parts_of_another_store_are_written_anew(checkpoint, tmp_path):
