@@ -50,10 +50,10 @@ def run_sweep(args: argparse.Namespace) -> int:
     settings = [Compression.parse(label).label for label in args.settings.split(",")]
     reference = Compression.parse(args.reference).label if args.reference else settings[0]
     check(args, settings, reference)
+    swept = deployments(args.model, settings, args.dtype)
     suite = args.suite or args.conf.stem
     tables = args.output_path / "tables" / suite
     keep_size(args, suite, tables / SIZE_FILE)
-    swept = deployments(args.model, settings, args.dtype)
     trials = args.num_train_trials
     runs = run_suite(
         suite,
@@ -75,7 +75,11 @@ def run_sweep(args: argparse.Namespace) -> int:
 
 
 def deployments(model: str, settings: Sequence[str], dtype: str = "auto") -> list[str]:
-    """Return the deployments of a model under some settings."""
+    """Return the deployments of a model under some settings.
+
+    Raises:
+        DeploymentError: the model's own name ends like a setting, and would be taken for one.
+    """
     return [
         DeploymentSpec(
             checkpoint=model.removeprefix(PREFIX),

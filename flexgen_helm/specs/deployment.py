@@ -41,9 +41,21 @@ class DeploymentSpec:
 
     @property
     def name(self) -> str:
-        """The deployment name that `parse` reads back."""
+        """The deployment name that `parse` reads back.
+
+        Raises:
+            DeploymentError: it would read back another one, as the checkpoint's own name ends like
+                a suffix.
+        """
         label = f"-{self.compression.label}" if self.compression.enabled else ""
-        return f"{PREFIX}{self.checkpoint}{label}{DTYPE_SUFFIXES[self.dtype]}"
+        name = f"{PREFIX}{self.checkpoint}{label}{DTYPE_SUFFIXES[self.dtype]}"
+        checkpoint = _match(name)["checkpoint"]
+        if checkpoint != self.checkpoint:
+            raise DeploymentError(
+                f"{name!r} means checkpoint {checkpoint!r} with a setting, not {self.checkpoint!r}:"
+                " name a directory, or a link to one, that does not end like a setting"
+            )
+        return name
 
     @classmethod
     def parse(cls, name: str) -> DeploymentSpec:
@@ -53,16 +65,21 @@ class DeploymentSpec:
             DeploymentError: the name does not begin with `PREFIX` or names no checkpoint.
             InvalidCompressionError: its compression label names unsupported bits or group size.
         """
-        match = _NAME.fullmatch(name.removeprefix(PREFIX))
-        if not name.startswith(PREFIX) or match is None:
-            raise DeploymentError(
-                f"deployment {name!r} is not one of ours: write"
-                f" {PREFIX}CHECKPOINT[-COMPRESSION][-DTYPE], e.g. {PREFIX}opt-30b-w4-kv4"
-                f" or {PREFIX}facebook/opt-125m-w4-fp32"
-            )
+        match = _match(name)
         dtypes = {suffix: dtype for dtype, suffix in DTYPE_SUFFIXES.items()}
         return cls(
             checkpoint=match["checkpoint"],
             compression=Compression.parse(match["label"] or "none"),
             dtype=dtypes[match["dtype"] or ""],
         )
+
+
+def _match(name: str) -> re.Match[str]:
+    match = _NAME.fullmatch(name.removeprefix(PREFIX))
+    if not name.startswith(PREFIX) or match is None:
+        raise DeploymentError(
+            f"deployment {name!r} is not one of ours: write"
+            f" {PREFIX}CHECKPOINT[-COMPRESSION][-DTYPE], e.g. {PREFIX}opt-30b-w4-kv4"
+            f" or {PREFIX}facebook/opt-125m-w4-fp32"
+        )
+    return match

@@ -51,6 +51,7 @@ def test_deployments_of_settings():
         (["--settings", "none,w5"], "weight_bits=5 is not supported"),
         (["-c", "nowhere.conf"], "nowhere.conf is not there"),
         (["--device-memory", "much"], "much"),
+        (["--model", "/data/opt-w4"], "'flexgen//data/opt-w4' means checkpoint '/data/opt' with a"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_run(ran, tmp_path, capsys, arguments, message):

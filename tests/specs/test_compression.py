@@ -36,6 +36,26 @@ def test_parse_undoes_deployment_name(checkpoint, compression, dtype):
 
 
 @pytest.mark.parametrize(
+    ("checkpoint", "compression", "dtype", "read"),
+    [
+        ("/data/my-opt-w4", Compression(), "float32", "/data/my-opt"),
+        ("org/opt-13b-fp16", Compression(), "auto", "org/opt-13b"),
+        ("my-opt-kv4", Compression(attention_percent=10), "auto", "my-opt"),
+        ("my-opt-w5", Compression(), "auto", "my-opt"),
+    ],
+)
+def test_a_checkpoint_is_not_taken_for_another_with_a_setting(checkpoint, compression, dtype, read):
+    spec = DeploymentSpec(checkpoint=checkpoint, compression=compression, dtype=dtype)
+    with pytest.raises(
+        DeploymentError,
+        match=f"means checkpoint '{read}' with a setting, not '{checkpoint}': name a directory, or",
+    ):
+        _ = spec.name
+    named = DeploymentSpec(checkpoint=checkpoint, compression=Compression(weight_bits=8))
+    assert DeploymentSpec.parse(named.name) == named
+
+
+@pytest.mark.parametrize(
     "label", ["", "4", "w4kv4", "kv4-w4", "g64", "w4-x", "-g32-top10", "top10-w4", "-top10"]
 )
 def test_unknown_labels_are_refused(label):
