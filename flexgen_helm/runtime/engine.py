@@ -19,6 +19,7 @@ from flexgen_helm.errors import (
     EngineClosedError,
     FlexGenError,
     InvalidRequestError,
+    InvalidSettingError,
 )
 from flexgen_helm.model.checkpoint import fingerprint, read_spec, resolve
 from flexgen_helm.model.dtypes import DTYPES, device_of, resolve_device, resolve_dtype
@@ -137,10 +138,14 @@ class Engine:
         Raises:
             CheckpointError: the checkpoint is missing, incomplete or damaged.
             UnsupportedModelError: its architecture is not one this engine runs.
-            InvalidSettingError: there is no such dtype or compression.
+            InvalidSettingError: there is no such dtype, compression or policy.
             BudgetError: the policy takes more memory than the budget allows.
             StoreError: the weight store is damaged, or its disk cannot be used.
         """
+        if not isinstance(policy, Policy) and policy not in ("auto", None):
+            raise InvalidSettingError(
+                f"policy={policy!r} is not understood: give a Policy, or 'auto' to have one planned"
+            )
         reuse_freed_memory()
         if isinstance(compression, str):
             compression = Compression.parse(compression)

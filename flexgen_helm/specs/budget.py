@@ -38,14 +38,15 @@ class MemoryBudget:
         """Make one of plain values, as in YAML.
 
         Raises:
-            InvalidSettingError: there is no such field, or a size is not understood.
+            InvalidSettingError: they are no fields, there is no such field, or a size is not
+                understood.
         """
         try:
             return cls(**settings)
         except TypeError as error:
             raise InvalidSettingError(
-                f"budget {dict(settings)} is not understood ({error}): it has the fields device,"
-                " host and disk"
+                f"budget {settings!r} is not understood ({error}): it has the fields device, host"
+                " and disk"
             ) from error
 
     def on(self, tier: Tier) -> int | None:
@@ -59,7 +60,7 @@ def _size(name: str, value: int | str | None) -> int | None:
     if value is None:
         return None
     try:
-        size = parse_bytes(value) if isinstance(value, str) else value
+        size = parse_bytes(str(value))  # YAML has other numbers, and truth values
     except ValueError as error:
         raise InvalidSettingError(f"{name} memory {value!r} is not a size: {error}") from error
     if size < 1:

@@ -13,6 +13,8 @@ from flexgen_helm.specs.placement import ON_DEVICE, Placement
 PLACED = frozenset({"weights", "cache", "activations"})
 """What has a placement."""
 
+SIZES = ("micro_batch_size", "num_micro_batches", "micro_batch_tokens", "cache_bytes")
+SWITCHES = ("share_prefixes", "overlap", "cuda_graphs")
 ATTENTION = ("device", "host")
 
 
@@ -21,7 +23,7 @@ class Policy:
     """Shape of blocks, memory for them, and where weights are.
 
     Raises:
-        InvalidSettingError: a size below 1.
+        InvalidSettingError: a size below 1, or a value that is none of its field's.
     """
 
     micro_batch_size: int = 512
@@ -62,12 +64,17 @@ class Policy:
     is in its memory. Results are the same without."""
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch_size", "num_micro_batches", "micro_batch_tokens", "cache_bytes"):
+        for name in SIZES:
             value = getattr(self, name)
-            if value is not None and value < 1:
+            left_out = value is None and name == "cache_bytes"
+            if not left_out and (type(value) is not int or value < 1):
                 raise InvalidSettingError(
-                    f"{name}={value!r} is out of range: it must be at least 1"
+                    f"{name}={value!r} is out of range: it must be at least 1, a whole number"
                 )
+        for name in SWITCHES:
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise InvalidSettingError(f"{name}={value!r} is not possible: it is true or false")
         if self.attention not in ATTENTION:
             raise InvalidSettingError(
                 f"attention={self.attention!r} is not possible: it is one of {ATTENTION}"
@@ -93,18 +100,20 @@ class Policy:
         """Make one of plain values, as in YAML; ``weights`` is a mapping like ``{disk: 1}``.
 
         Raises:
-            InvalidSettingError: there is no such field, or a value is out of range.
+            InvalidSettingError: they are no fields, there is no such field, or a value is out of
+                range.
         """
-        values = dict(settings)
         try:
+            values = {**settings}
             for name in PLACED & values.keys():
                 values[name] = Placement(**values[name])
             return cls(**values)
         except TypeError as error:
             names = ", ".join(field.name for field in fields(cls))
             raise InvalidSettingError(
-                f"policy {dict(settings)} is not understood ({error}): it has the fields {names},"
-                f" and {', '.join(sorted(PLACED))} have the fields device, host and disk"
+                f"policy {settings!r} is not understood ({error}): leave it out to have one"
+                f" planned; it has the fields {names}, and {', '.join(sorted(PLACED))} have the"
+                " fields device, host and disk"
             ) from error
 
     @property

@@ -9,6 +9,7 @@ from flexgen_helm.errors import (
     EngineClosedError,
     InvalidCompressionError,
     InvalidRequestError,
+    InvalidSettingError,
     NumericsError,
 )
 from flexgen_helm.runtime.progress import Progress
@@ -35,6 +36,12 @@ def test_compression_may_be_a_label(checkpoint):
         assert engine.description.compression == "w4-kv8"
     with pytest.raises(InvalidCompressionError, match="compression 'small' is not understood"):
         Engine.from_pretrained(checkpoint, compression="small")
+
+
+@pytest.mark.parametrize("policy", ["bogus", {"weights": {"disk": 1}}])
+def test_what_is_no_policy_is_not_taken_for_a_planned_one(checkpoint, policy):
+    with pytest.raises(InvalidSettingError, match="is not understood: give a Policy, or 'auto'"):
+        Engine.from_pretrained(checkpoint, dtype="float32", policy=policy)
 
 
 MIXED = [

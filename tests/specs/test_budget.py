@@ -17,6 +17,9 @@ def test_sizes_are_read_as_people_write_them():
         ({"host": 0}, "host memory 0 is out of range"),
         ({"disk": "0 GB"}, "disk memory '0 GB' is out of range"),
         ({"gpu": "1GB"}, "it has the fields device, host and disk"),
+        ({"disk": True}, "disk memory True is not a size"),
+        ({"disk": [1]}, r"disk memory \[1\] is not a size"),
+        ("16GB", "budget '16GB' is not understood .* it has the fields device, host and disk"),
     ],
 )
 def test_what_is_no_budget_is_refused(settings, message):

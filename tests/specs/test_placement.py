@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,7 +43,26 @@ def test_a_policy_of_plain_values():
     assert Policy.from_settings({}).weights == ON_DEVICE
 
 
-@pytest.mark.parametrize("settings", [{"batch": 1}, {"weights": {"ssd": 1}}, {"weights": 1}])
+@pytest.mark.parametrize(
+    "settings", [{"batch": 1}, {"weights": {"ssd": 1}}, {"weights": 1}, "auto", ["overlap"]]
+)
 def test_a_policy_with_fields_that_do_not_exist(settings):
     with pytest.raises(InvalidSettingError, match="is not understood .* it has the fields micro_"):
         Policy.from_settings(settings)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("micro_batch_tokens", 100.5, "is out of range: it must be at least 1, a whole number"),
+        ("micro_batch_size", None, "is out of range"),
+        ("num_micro_batches", True, "is out of range"),
+        ("cache_bytes", "4GB", "is out of range"),
+        ("overlap", "no", "is not possible: it is true or false"),
+        ("share_prefixes", 0, "is not possible"),
+        ("attention", ["host"], "is not possible: it is one of"),
+    ],
+)
+def test_values_of_another_kind(field, value, message):
+    with pytest.raises(InvalidSettingError, match=re.escape(f"{field}={value!r} {message}")):
+        Policy.from_settings({field: value})
