@@ -13,7 +13,6 @@ What ``prod_env/*.yaml`` registered before (HELM reads it first) is left as it i
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from flexgen_helm.specs.catalog import (
     describe,
     find_known,
 )
+from flexgen_helm.specs.checkpoint_files import read_json
 from flexgen_helm.specs.deployment import PREFIX, DeploymentSpec
 from flexgen_helm.specs.model import ModelSpec
 
@@ -79,6 +79,7 @@ def build(name: str) -> Registration:
         DeploymentError: the name is malformed or its checkpoint is neither known, nor a directory
             with a `config.json`, nor a hub id.
         InvalidCompressionError: its compression label names unsupported bits or group size.
+        CheckpointError: the `config.json` is damaged.
     """
     spec = DeploymentSpec.parse(name)
     return _build(spec, name=name, model=find_known(spec.checkpoint) or _unknown(spec.checkpoint))
@@ -169,19 +170,13 @@ def _unknown(checkpoint: str) -> KnownModel:
 def _read_config(checkpoint: str) -> dict[str, Any]:
     """Return the `config.json` of a local checkpoint; nothing for one on the hub."""
     file = Path(checkpoint) / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DeploymentError(f"{file} is no valid JSON ({error}): fetch it again") from error
-    return content
+    return read_json(file) if file.is_file() else {}
 
 
 def _count_parameters(config: dict[str, Any]) -> int | None:
     try:
         return ModelSpec.from_config(config).num_parameters
-    except (KeyError, UnsupportedModelError):  # loading it will say what is wrong
+    except UnsupportedModelError:  # loading it will say what is wrong
         return None
 
 

@@ -15,7 +15,7 @@ from helm.benchmark.run_spec_factory import construct_run_specs
 from helm.common.object_spec import get_class_by_name, parse_object_spec
 
 from flexgen_helm import plugin
-from flexgen_helm.errors import DeploymentError, InvalidCompressionError
+from flexgen_helm.errors import CheckpointError, DeploymentError, InvalidCompressionError
 from flexgen_helm.specs.catalog import COMPRESSION_SETTINGS, KNOWN_MODELS, describe, find_known
 from flexgen_helm.specs.compression import Compression
 
@@ -226,7 +226,7 @@ def test_names_that_mean_nothing(name, error, message):
 
 def test_a_damaged_configuration_is_named(directory):
     directory.joinpath("config.json").write_text("{")
-    with pytest.raises(DeploymentError, match=r"config\.json is no valid JSON .* fetch it again"):
+    with pytest.raises(CheckpointError, match=r"config\.json is no valid JSON .* fetch it again"):
         plugin.build(f"flexgen/{directory}")
 
 

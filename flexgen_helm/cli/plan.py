@@ -9,6 +9,7 @@ from pathlib import Path
 from flexgen_helm.errors import InvalidSettingError, WorkloadError
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.calibration import measured_profile
+from flexgen_helm.specs.checkpoint_files import read_json
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.hardware import Hardware, read_hardware
 from flexgen_helm.specs.model import ModelSpec
@@ -82,10 +83,11 @@ def spec_named(model: str) -> ModelSpec:
 
     Raises:
         InvalidSettingError: it is neither known nor a directory with a `config.json`.
+        CheckpointError: that is damaged, or no OPT's.
     """
     config = Path(model) / "config.json"
     if config.is_file():
-        return ModelSpec.from_config(json.loads(config.read_text()))
+        return ModelSpec.from_config(read_json(config))
     spec = known_spec(model)
     if spec is None:
         raise InvalidSettingError(

@@ -7,13 +7,11 @@ are read with ``weights_only=True``.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from flexgen_helm.errors import CheckpointError
 from flexgen_helm.model.dummy import DUMMY_FILE, DummyReader
+from flexgen_helm.specs.checkpoint_files import read_json
 from flexgen_helm.specs.model import ModelSpec
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
@@ -56,7 +55,7 @@ def read_spec(path: Path) -> ModelSpec:
         CheckpointError: `config.json` is missing or damaged.
         UnsupportedModelError: it is no OPT, OPT-IML or Galactica model.
     """
-    return ModelSpec.from_config(_read_json(path / "config.json"))
+    return ModelSpec.from_config(read_json(path / "config.json"))
 
 
 def fingerprint(path: Path) -> str:
@@ -183,8 +182,7 @@ def _weight_files(path: Path) -> list[Path]:
     """Weight files of a checkpoint, safetensors preferred, shards in the order of their names."""
     for single, index in (_SAFETENSORS, _PICKLED):
         if (path / index).is_file():
-            names = sorted(set(_read_json(path / index)["weight_map"].values()))
-            return [_existing(path / Path(name).name) for name in names]
+            return [_existing(path / name) for name in _shards(path / index)]
         if (path / single).is_file():
             return [path / single]
     raise CheckpointError(
@@ -192,22 +190,18 @@ def _weight_files(path: Path) -> list[Path]:
     )
 
 
+def _shards(index: Path) -> list[str]:
+    """Names of the files in an index, none of which leads out of its directory."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index} has no weight_map, which names the shards: fetch it again")
+    return sorted({Path(str(file)).name for file in weight_map.values()})
+
+
 def _existing(file: Path) -> Path:
     if not file.is_file():
         raise CheckpointError(f"shard {file} is missing: fetch the checkpoint again")
     return file
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{file} is missing: {file.parent} is not a checkpoint directory"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{file} is no valid JSON ({error}): fetch it again") from error
-    return content
 
 
 def _sample_offsets(size: int) -> list[int]:

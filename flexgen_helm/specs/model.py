@@ -58,11 +58,13 @@ class ModelSpec:
         """Read the fields of a checkpoint's `config.json`.
 
         Raises:
-            UnsupportedModelError: another architecture, or a feature of it we do not run.
+            UnsupportedModelError: another architecture, a feature of it we do not run, or a field
+                that is missing.
         """
         _check(config, "model_type", ("opt",))
         _check(config, "activation_function", ACTIVATIONS, default="relu")
-        hidden_size, num_heads = config["hidden_size"], config["num_attention_heads"]
+        hidden_size = _size(config, "hidden_size")
+        num_heads = _size(config, "num_attention_heads")
         if hidden_size % num_heads:
             raise UnsupportedModelError(
                 f"hidden_size={hidden_size} is not a multiple of num_attention_heads={num_heads}:"
@@ -70,13 +72,13 @@ class ModelSpec:
             )
         norm_before = config.get("do_layer_norm_before", True)
         return cls(
-            num_layers=config["num_hidden_layers"],
+            num_layers=_size(config, "num_hidden_layers"),
             hidden_size=hidden_size,
             num_heads=num_heads,
-            ffn_size=config["ffn_dim"],
-            vocab_size=config["vocab_size"],
-            max_positions=config["max_position_embeddings"],
-            embedding_size=config.get("word_embed_proj_dim") or hidden_size,
+            ffn_size=_size(config, "ffn_dim"),
+            vocab_size=_size(config, "vocab_size"),
+            max_positions=_size(config, "max_position_embeddings"),
+            embedding_size=_size(config, "word_embed_proj_dim", default=hidden_size),
             norm_before=norm_before,
             final_norm=norm_before and not config.get("_remove_final_layer_norm", False),
             norm_affine=config.get("layer_norm_elementwise_affine", True),
@@ -179,6 +181,16 @@ def _check(
             f"{field}={value!r} in config.json is not supported, only {' or '.join(allowed)}:"
             " use an OPT, OPT-IML or Galactica checkpoint"
         )
+
+
+def _size(config: Mapping[str, Any], field: str, default: int | None = None) -> int:
+    value = config.get(field) or default
+    if type(value) is not int or value < 1:
+        raise UnsupportedModelError(
+            f"{field}={config.get(field)!r} in config.json is not possible, it is a whole number of"
+            " at least 1: the checkpoint's config.json is damaged, fetch it again"
+        )
+    return value
 
 
 def _token_ids(value: int | list[int] | None) -> tuple[int, ...]:

@@ -82,6 +82,19 @@ def test_a_directory_is_a_model_too(checkpoint, capsys):
     assert json.loads(capsys.readouterr().out)["model"] == str(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "config.json is no valid JSON"),
+        ('{"model_type": "opt"}', "hidden_size=None in config.json is not possible"),
+    ],
+)
+def test_a_damaged_directory_is_named(tmp_path, capsys, config, message):
+    (tmp_path / "config.json").write_text(config)
+    assert plan("--model", str(tmp_path), "--hardware", "t4", "--workload", "10:64/8") == 2
+    assert message in capsys.readouterr().err
+
+
 def test_planning_imports_no_torch():
     code = (
         "import sys; from flexgen_helm.cli.main import main;"

@@ -125,6 +125,8 @@ def test_damaged_tensors_are_named(copy, change, message):
     [
         ("config.json", None, "config.json is missing: .* is not a checkpoint directory"),
         ("config.json", b"{", "config.json is no valid JSON"),
+        ("config.json", b"[]", "config.json holds no JSON object: fetch it again"),
+        ("config.json", b'{"model_type": "opt"}', "hidden_size=None in config.json is not possibl"),
         ("config.json", b'{"model_type": "gpt2"}', "model_type='gpt2' .* is not supported"),
         ("model.safetensors", None, "holds no weights: expected model.safetensors"),
         ("model.safetensors", b"\0" * 16, "model.safetensors cannot be read .*: fetch it again"),
@@ -143,6 +145,13 @@ def test_missing_shards_are_named(copy):
     index = {"weight_map": {"lm_head.weight": "model-1.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"shard .*model-1.safetensors is missing"):
+        load(copy)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": ["model-1.safetensors"]}])
+def test_an_index_without_shards_is_named(copy, index):
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="index.json has no weight_map, .*: fetch it again"):
         load(copy)
 
 

@@ -68,6 +68,18 @@ def test_other_architectures_are_refused(changes, message):
         ModelSpec.from_config(OPT_CONFIG | changes)
 
 
+@pytest.mark.parametrize("value", [None, 0, "8", 8.0, True])
+@pytest.mark.parametrize("field", list(OPT_CONFIG)[1:])
+def test_a_size_that_is_missing_or_none_is_named(field, value):
+    with pytest.raises(
+        UnsupportedModelError, match=f"{field}={value!r} in config.json is not possible, .* fetch"
+    ):
+        ModelSpec.from_config(OPT_CONFIG | {field: value})
+    without = {name: size for name, size in OPT_CONFIG.items() if name != field}
+    with pytest.raises(UnsupportedModelError, match=f"{field}=None in config.json"):
+        ModelSpec.from_config(without)
+
+
 def test_several_end_tokens():
     assert ModelSpec.from_config(OPT_CONFIG | {"eos_token_id": [2, 5]}).eos_token_ids == (2, 5)
     assert ModelSpec.from_config(OPT_CONFIG | {"eos_token_id": None}).eos_token_ids == ()

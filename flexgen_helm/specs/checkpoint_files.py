@@ -1,0 +1,28 @@
+"""The JSON files of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flexgen_helm.errors import CheckpointError
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a file.
+
+    Raises:
+        CheckpointError: there is no such file, or it is damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{file} is missing: {file.parent} is not a checkpoint directory"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} is no valid JSON ({error}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds no JSON object: fetch it again")
+    return content
