@@ -11,10 +11,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_device(device: str) -> str:
-    """Turn ``auto`` into ``cuda`` where there is one, else ``cpu``."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Turn ``auto`` into ``cuda`` where there is one, else ``cpu``.
+
+    Raises:
+        InvalidSettingError: torch knows of no such device here.
+    """
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    devices = ["cuda", *gpus, "cpu"] if gpus else ["cpu"]
+    if device == "auto":
+        return devices[0]
+    if device not in devices:
+        raise InvalidSettingError(
+            f"device={device!r} is not here: use 'auto', {', '.join(map(repr, devices))}"
+        )
+    return device
 
 
 def device_of(name: str) -> torch.device:
@@ -31,7 +41,8 @@ def resolve_dtype(dtype: str, device: str = "auto") -> str:
     chosen there, since its matrix products are several times slower than float32's.
 
     Raises:
-        InvalidSettingError: the name is neither ``auto`` nor a key of `DTYPES`.
+        InvalidSettingError: the name is neither ``auto`` nor a key of `DTYPES`, or there is no such
+            device.
     """
     if dtype in DTYPES:
         return dtype

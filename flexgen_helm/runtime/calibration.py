@@ -121,6 +121,7 @@ def calibrate(
         progress: whether to show a progress bar.
 
     Raises:
+        InvalidSettingError: there is no such device or dtype.
         StoreError: the disk cannot be used.
     """
     device = resolve_device(device)

@@ -138,7 +138,7 @@ class Engine:
         Raises:
             CheckpointError: the checkpoint is missing, incomplete or damaged.
             UnsupportedModelError: its architecture is not one this engine runs.
-            InvalidSettingError: there is no such dtype, compression or policy.
+            InvalidSettingError: there is no such device, dtype, compression or policy.
             BudgetError: the policy takes more memory than the budget allows.
             StoreError: the weight store is damaged, or its disk cannot be used.
         """

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from flexgen_helm.errors import CheckpointError, InvalidSettingError
 from flexgen_helm.model.checkpoint import CheckpointReader, fingerprint, read_spec, resolve
-from flexgen_helm.model.dtypes import resolve_dtype
+from flexgen_helm.model.dtypes import resolve_device, resolve_dtype
 from flexgen_helm.model.loading import load_weights
 from flexgen_helm.offload.weights import EMBEDDINGS, layer_part
 from flexgen_helm.specs.compression import Compression
@@ -220,3 +220,17 @@ def test_dtype_names():
         InvalidSettingError, match="dtype='int8' is not supported: use 'auto', 'float32'"
     ):
         resolve_dtype("int8")
+
+
+def test_device_names(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert resolve_device("auto") == resolve_device("cpu") == "cpu"
+    for device in ("gpu", "cuda", "cuda:1"):
+        message = f"device='{device}' is not here: use 'auto', 'cpu'"
+        with pytest.raises(InvalidSettingError, match=message):
+            resolve_device(device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("auto") == "cuda"
+    assert resolve_device("cuda:1") == "cuda:1"
+    with pytest.raises(InvalidSettingError, match="use 'auto', 'cuda', 'cuda:0', 'cuda:1', 'cpu'"):
+        resolve_device("cuda:2")
