@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from flexgen_helm.files import write_atomically, write_text_atomically
+from flexgen_helm.files import check_writable, write_atomically, write_text_atomically
 
 
 def test_makes_directories_and_leaves_nothing_else(tmp_path):
@@ -22,3 +24,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_could_be_written_is_known_before(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    check_writable(path)
+    assert list(path.parent.iterdir()) == []
+    path.write_text("old")
+    check_writable(path)
+    assert path.read_text() == "old"
+    for nowhere in (path.parent, path / "below", "/proc/xx/file"):
+        with pytest.raises(OSError, match=r"\w"):
+            check_writable(Path(nowhere))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flexgen_helm.files import write_text_atomically
+from flexgen_helm.cli.writing import writing
+from flexgen_helm.files import check_writable, write_text_atomically
 from flexgen_helm.specs.calibration import profile_path
 from flexgen_helm.units import format_bytes
 
@@ -31,10 +32,13 @@ def run_calibrate(args: argparse.Namespace) -> int:
     from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR
     from flexgen_helm.runtime.calibration import calibrate
 
-    directory = (args.offload_dir or DEFAULT_OFFLOAD_DIR).expanduser()
-    hardware = calibrate(directory, device=args.device, dtype=args.dtype, progress=True)
     out = args.out or profile_path()
-    write_text_atomically(out, hardware.to_json())
+    directory = (args.offload_dir or DEFAULT_OFFLOAD_DIR).expanduser()
+    with writing(out, "--out"):
+        check_writable(out)
+    hardware = calibrate(directory, device=args.device, dtype=args.dtype, progress=True)
+    with writing(out, "--out"):
+        write_text_atomically(out, hardware.to_json())
     for numbers, curve in hardware.product_flop_per_s.curves:
         products = ", ".join(f"{rate / 1e9:.0f} at {rows:g}" for rows, rate in curve.points)
         print(

@@ -6,6 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from flexgen_helm.cli.writing import writing
 from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.specs.compression import DEFAULT_GROUP_SIZE, Compression
 from flexgen_helm.units import format_bytes
@@ -50,7 +51,9 @@ def run_convert(args: argparse.Namespace) -> int:
 
     offload_dir = (args.offload_dir or DEFAULT_OFFLOAD_DIR).expanduser()
     path = (
-        make_dummy(args.model, args.tokenizer, offload_dir / f"dummy-{args.model}")
+        make_dummy(
+            args.model, args.tokenizer, offload_dir / f"dummy-{args.model}", option="--offload-dir"
+        )
         if args.dummy
         else resolve(args.model)
     )
@@ -71,11 +74,11 @@ def run_convert(args: argparse.Namespace) -> int:
     return 0
 
 
-def make_dummy(size: str, tokenizer: Path | None, directory: Path) -> Path:
-    """Make a dummy checkpoint; return its directory.
+def make_dummy(size: str, tokenizer: Path | None, directory: Path, *, option: str) -> Path:
+    """Make a dummy checkpoint in a directory that an option names; return the directory.
 
     Raises:
-        InvalidSettingError: there is no such size, or no tokenizer.
+        InvalidSettingError: there is no such size, or no tokenizer, or it cannot be written.
     """
     from flexgen_helm.model.dummy import write_dummy
 
@@ -83,4 +86,5 @@ def make_dummy(size: str, tokenizer: Path | None, directory: Path) -> Path:
         raise InvalidSettingError(
             "--dummy needs a tokenizer: name a directory that has OPT's with --tokenizer"
         )
-    return write_dummy(size, tokenizer=tokenizer, directory=directory)
+    with writing(directory, option):
+        return write_dummy(size, tokenizer=tokenizer, directory=directory)

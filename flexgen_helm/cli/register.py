@@ -13,10 +13,13 @@ from typing import Any
 
 import yaml
 
+from flexgen_helm.cli.writing import writing
 from flexgen_helm.errors import DeploymentError
 from flexgen_helm.files import write_text_atomically
 
 Entry = dict[str, Any]
+
+_REMEDY = "correct it, move it away, or choose another --local-path"
 
 
 def add_register_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -70,13 +73,13 @@ def write_registrations(
 
     Raises:
         DeploymentError: a name is no deployment of ours, or a file there is not HELM's.
+        InvalidSettingError: a file there cannot be written.
     """
     from helm.benchmark import config_registry as files
 
     from flexgen_helm.plugin import build
 
     registrations = [build(name) for name in names]
-    local_path.mkdir(parents=True, exist_ok=True)
     sections = {
         (files.MODEL_METADATA_FILE, "models"): [r.metadata for r in registrations],
         (files.MODEL_DEPLOYMENTS_FILE, "model_deployments"): [r.deployment for r in registrations],
@@ -91,7 +94,10 @@ def write_registrations(
 
 
 def merge_file(path: Path, section: str, entries: Iterable[Entry], *, overwrite: bool) -> int:
-    """Add entries to a section of a YAML file, by name; return how many were added or replaced."""
+    """Add entries to a section of a YAML file, by name; return how many were added or replaced.
+
+    See `write_registrations` for errors.
+    """
     content = _read(path, section)
     merged = {entry["name"]: entry for entry in content[section]}
     wanted = {entry["name"]: entry for entry in entries}
@@ -103,7 +109,8 @@ def merge_file(path: Path, section: str, entries: Iterable[Entry], *, overwrite:
     if news:
         content[section] = list((merged | news).values())
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
-        write_text_atomically(path, text)
+        with writing(path, "--local-path"):
+            write_text_atomically(path, text)
     return len(news)
 
 
@@ -122,11 +129,16 @@ def _without_defaults(fields: Entry) -> Entry:
 
 
 def _read(path: Path, section: str) -> Entry:
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())  # a parser's has several lines
+        raise DeploymentError(f"{path} cannot be read ({reason}): {_REMEDY}") from error
     content = {} if content is None else content
     if not isinstance(content, dict) or not isinstance(content.get(section, []), list):
-        raise DeploymentError(
-            f"{path} has no list {section!r}, so it is not HELM's: move it away, or choose another"
-            " --local-path"
-        )
-    return {section: [], **content}
+        raise DeploymentError(f"{path} has no list {section!r}, so it is not HELM's: {_REMEDY}")
+    content = {section: [], **content}
+    for entry in content[section]:
+        if not isinstance(entry, dict) or "name" not in entry:
+            raise DeploymentError(f"{path} has an entry without a name ({entry}): {_REMEDY}")
+    return content

@@ -176,10 +176,4 @@ def _dummy(args: argparse.Namespace) -> Path:
 
     size = size_of(args.model)
     directory = (args.output_path / "checkpoints" / f"dummy-opt-{size}").resolve()
-    try:
-        return make_dummy(f"opt-{size}", args.tokenizer, directory)
-    except OSError as error:
-        raise InvalidSettingError(
-            f"{directory} cannot be written ({error.strerror or error}): choose another"
-            " --output-path"
-        ) from error
+    return make_dummy(f"opt-{size}", args.tokenizer, directory, option="--output-path")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flexgen_helm.cli.entries import read_entries
 from flexgen_helm.cli.helm_process import add_helm_options, run_suite
+from flexgen_helm.cli.writing import writing
 from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.files import write_text_atomically
 from flexgen_helm.specs.compression import Compression
@@ -117,22 +118,24 @@ def keep_size(args: argparse.Namespace, suite: str, file: Path) -> None:
     """Note how many instances and trials a sweep has, or check that they are those it began with.
 
     Raises:
-        InvalidSettingError: they are others, so that what is there could not be compared.
+        InvalidSettingError: they are others, so that what is there could not be compared, or
+            nothing can be noted or read.
     """
     size = {
         "max_eval_instances": args.max_eval_instances,
         "num_train_trials": args.num_train_trials,
     }
     if not file.is_file():
-        try:
+        with writing(file, "--output-path"):
             write_text_atomically(file, json.dumps(size))
-        except OSError as error:
-            raise InvalidSettingError(
-                f"{file} cannot be written ({error.strerror or error}): choose another"
-                " --output-path"
-            ) from error
         return
-    begun = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        begun = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidSettingError(
+            f"{file} is damaged ({error}), which says what suite {suite} was begun with: delete it"
+            f" if that was {size}, or choose another --suite"
+        ) from error
     if begun != size:
         raise InvalidSettingError(
             f"suite {suite} was begun with {begun}, this is {size}: its runs could not be compared,"

@@ -41,6 +41,7 @@ def write_dummy(size: str, *, tokenizer: Path, directory: Path, seed: int = 0) -
 
     Raises:
         InvalidSettingError: there is no such size, or no tokenizer.
+        OSError: the directory cannot be written.
     """
     name = size.removeprefix("opt-")
     if name not in SIZES:

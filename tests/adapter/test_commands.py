@@ -1,6 +1,7 @@
 """`flexgen-helm register` and `flexgen-helm run`."""
 
 import argparse
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import yaml
 from helm.benchmark.runner import RunnerError
 
 from flexgen_helm.adapter.engine_process import ENGINE_PROCESS
+from flexgen_helm.cli.main import main
 from flexgen_helm.cli.register import add_register_parser, write_registrations
 from flexgen_helm.cli.run import add_run_parser, fast_yaml, helm_command
 from flexgen_helm.errors import DeploymentError
@@ -102,6 +104,32 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path):
     with pytest.raises(DeploymentError, match="has no list 'models', so it is not HELM's"):
         write_registrations(tmp_path, ["flexgen/opt-30b"])
     assert path.read_text() == "- a list\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: [", "model_metadata.yaml cannot be read .*: correct it, move it away, or choose"),
+        ("models: [{nam: x}]", r"has an entry without a name \(\{'nam': 'x'\}\): correct it"),
+        ("models: [x]", r"has an entry without a name \(x\)"),
+    ],
+)
+def test_a_damaged_file_is_left_alone(tmp_path, capsys, text, message):
+    path = tmp_path / "model_metadata.yaml"
+    path.write_text(text)
+    arguments = ["--local-path", str(tmp_path), "--models", "flexgen/opt-30b"]
+    assert main(["register", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+    assert path.read_text() == text
+
+
+def test_a_local_path_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    arguments = ["--local-path", str(tmp_path / "file"), "--models", "flexgen/opt-30b"]
+    assert main(["register", *arguments]) == 2
+    assert "cannot be written (File exists): choose another --local-path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

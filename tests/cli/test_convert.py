@@ -45,3 +45,12 @@ def test_a_dummy_is_run_like_any_checkpoint(checkpoint, tmp_path, monkeypatch, c
 def test_dummies_that_cannot_be_made(arguments, message, tmp_path, capsys):
     assert main(["convert", *arguments, "--dummy", "--offload-dir", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_dummy_that_cannot_be_written(checkpoint, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    arguments = ["--dummy", "--tokenizer", str(checkpoint)]
+    assert main(["convert", "opt-125m", *arguments, "--offload-dir", str(tmp_path / "file")]) == 2
+    assert "dummy-opt-125m cannot be written (Not a directory): choose another --offload-dir" in (
+        capsys.readouterr().err
+    )

@@ -1,4 +1,5 @@
 import argparse
+import re
 
 import pytest
 
@@ -78,6 +79,20 @@ def test_a_sweep_goes_on_with_the_size_it_was_begun_with(ran, tmp_path, capsys):
     assert main([*command, "-m", "30"]) == 2
     assert "suite offline was begun with" in capsys.readouterr().err
     assert len(ran) == 2
+
+
+def test_a_damaged_note_of_the_size_is_named(ran, tmp_path, capsys):
+    command = ["sweep", "--model", "opt-embedded", "-c", OFFLINE, "-o", str(tmp_path)]
+    main([*command, "-m", "20"])
+    file = tmp_path / "tables" / "offline" / "size.json"
+    file.write_text(file.read_text()[:10])
+    capsys.readouterr()
+    assert main([*command, "-m", "20"]) == 2
+    assert re.search(
+        r"size.json is damaged .* delete it if that was \{'max_eval_instances': 20, 'num_train",
+        capsys.readouterr().err,
+    )
+    assert len(ran) == 1
 
 
 def test_trials_are_the_entries_own_unless_named(ran, tmp_path):

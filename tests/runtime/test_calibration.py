@@ -47,6 +47,15 @@ def test_a_profile_of_this_machine_is_written(quick, tmp_path, capsys):
     assert str(out) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("out", ["/proc/xx/p.json", "."])
+def test_what_cannot_be_written_is_known_before_anything_is_measured(out, monkeypatch, capsys):
+    monkeypatch.delattr(calibration, "_measure")
+    assert main(["calibrate", "--out", out]) == 2
+    error = capsys.readouterr().err
+    assert f"{out} cannot be written (" in error
+    assert error.endswith("): choose another --out\n")
+
+
 def test_a_gpu_has_a_link(quick, cuda, tmp_path):
     hardware = calibration.calibrate(tmp_path, device="cuda", dtype="float32", rounds=1)
     assert not hardware.unified
