@@ -13,7 +13,8 @@ from tempfile import TemporaryFile
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` make a file under another name beside `path`, then give it that name.
 
-    Readers see the old content or the new, never a part; if `write` fails, the old stays.
+    Readers see the old content or the new, never a part, also after the machine has failed; if
+    `write` fails, the old stays.
 
     Raises:
         OSError: the directory cannot be made or written to.
@@ -22,6 +23,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())  # or the name may be on the disk before the content is
         temporary.replace(path)
     finally:
         with suppress(OSError):  # its directory may not even be there

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_content_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    synced = []
+
+    def fsync(descriptor):
+        synced.append((os.pread(descriptor, 100, 0), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text_atomically(path, "new")
+    assert synced == [(b"new", False)]
 
 
 def test_what_could_be_written_is_known_before(tmp_path):

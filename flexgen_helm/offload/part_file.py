@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -148,8 +147,6 @@ class PartWriter:
                 assert self._next == self._ends, "some tensor was not written to its end"
                 self._stream.seek(0)
                 self._stream.write(self._header())
-                self._stream.flush()
-                os.fsync(self._stream.fileno())
 
     def _header(self) -> bytes:
         """All there is to know about the tensors; its length does not depend on checksums."""

@@ -95,7 +95,11 @@ class WeightStore:
     @staticmethod
     def is_whole(directory: Path) -> bool:
         """Whether a conversion into this directory has come to its end."""
-        return (directory / MANIFEST).is_file()
+        try:
+            _read_manifest(directory)
+        except StoreError:
+            return False
+        return True
 
     @property
     def num_bytes(self) -> int:
@@ -205,10 +209,10 @@ def quantized_entries(
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        manifest = json.loads((directory / MANIFEST).read_text())
+        return {field: manifest[field] for field in ("identity", "parts", "row_lens")}
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(
-            f"{directory} is no whole weight store ({error}): run `flexgen-helm convert` to make or"
-            " finish it"
+            f"{directory} is no whole weight store ({error!r}): run `flexgen-helm convert` to make"
+            " or finish it"
         ) from error
-    return manifest

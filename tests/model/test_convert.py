@@ -103,6 +103,19 @@ def test_an_interrupted_conversion_goes_on_where_it_was(checkpoint, tmp_path):
         assert store.part(part).path.read_bytes() == other.part(part).path.read_bytes()
 
 
+@pytest.mark.parametrize("manifest", ["", "{}", "[]", '{"identity": {'])
+def test_a_damaged_manifest_is_made_anew(checkpoint, tmp_path, manifest):
+    store = converted(checkpoint, tmp_path)
+    whole = (tmp_path / "store.json").read_bytes()
+    times = [store.part(name).path.stat().st_mtime_ns for name in store.part_names]
+    (tmp_path / "store.json").write_text(manifest)
+    with pytest.raises(StoreError, match="is no whole weight store .*flexgen-helm convert"):
+        WeightStore(tmp_path, store.identity)
+    store = converted(checkpoint, tmp_path)
+    assert (tmp_path / "store.json").read_bytes() == whole
+    assert [store.part(name).path.stat().st_mtime_ns for name in store.part_names] == times
+
+
 def test_a_store_of_another_setting_is_not_mistaken(checkpoint, tmp_path):
     converted(checkpoint, tmp_path, "w4")
     with pytest.raises(StoreError, match="was made from .*delete it, or convert the checkpoint in"):
