@@ -36,6 +36,24 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def delete_abandoned(directory: Path) -> None:
+    """Delete what `write_atomically` has left in a directory where its process was killed."""
+    for temporary in directory.glob(".*.*.tmp"):
+        _, _, pid = temporary.stem.rpartition(".")
+        if pid.isdecimal() and not _lives(int(pid)):
+            temporary.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # is not sent
+    except PermissionError:  # somebody else's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
 def check_writable(path: Path) -> None:
     """Make the directory of a file, and see whether it could be written, before it is worth it.
 

@@ -1,9 +1,16 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from flexgen_helm.files import check_writable, write_atomically, write_text_atomically
+from flexgen_helm.files import (
+    check_writable,
+    delete_abandoned,
+    write_atomically,
+    write_text_atomically,
+)
 
 
 def test_makes_directories_and_leaves_nothing_else(tmp_path):
@@ -37,6 +44,23 @@ def test_content_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     write_text_atomically(path, "new")
     assert synced == [(b"new", False)]
+
+
+def test_what_killed_processes_left_is_deleted(tmp_path):
+    script = f"""
+import os, pathlib
+from flexgen_helm.files import write_atomically
+path = pathlib.Path({str(tmp_path)!r}) / "layer.0.safetensors"
+write_atomically(path, lambda temporary: (temporary.touch(), os.kill(os.getpid(), 9)))
+"""
+    subprocess.run([sys.executable, "-c", script], check=False)
+    [left] = tmp_path.iterdir()
+    others = [f".layer.1.{os.getpid()}.tmp", ".layer.2.1.tmp", ".layer.tmp", "layer.0", "9.tmp"]
+    for name in others:
+        (tmp_path / name).touch()
+    delete_abandoned(tmp_path)
+    assert not left.exists()
+    assert {file.name for file in tmp_path.iterdir()} == set(others)
 
 
 def test_what_could_be_written_is_known_before(tmp_path):

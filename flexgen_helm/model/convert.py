@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.errors import StoreError
-from flexgen_helm.files import write_atomically
+from flexgen_helm.files import delete_abandoned, write_atomically
 from flexgen_helm.model.parts import PartTensor, TensorSource, parts
 from flexgen_helm.offload.part_file import Entry, PartFile, PartWriter
 from flexgen_helm.offload.store import (
@@ -71,6 +71,7 @@ def convert(
                 on_part()
         row_lens = {t.name: t.shape[1] for part in all_parts.values() for t in part if t.linear}
         write_manifest(directory, identity, parts=all_parts, row_lens=row_lens)
+        delete_abandoned(directory)
     return WeightStore(directory, identity)
 
 

@@ -93,10 +93,15 @@ def test_an_interrupted_conversion_goes_on_where_it_was(checkpoint, tmp_path):
     with pytest.raises(StoreError, match="is no whole weight store .*flexgen-helm convert"):
         WeightStore(tmp_path, IDENTITY)
 
+    (tmp_path / f".layer.2.safetensors.{2**30}.tmp").touch()  # of one that was killed
     read.clear()
     read.extend([None] * 100)
     store = converted(checkpoint, tmp_path, source=source)
     assert all("layers.2" in name for name in read[100:])
+    assert sorted({file.name for file in tmp_path.iterdir()} - files.keys()) == [
+        "layer.2.safetensors",
+        "store.json",
+    ]
     assert all((tmp_path / name).stat().st_mtime_ns == time for name, time in files.items())
     other = converted(checkpoint, tmp_path / "at once")
     for part in store.part_names:
