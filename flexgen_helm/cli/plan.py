@@ -63,8 +63,10 @@ def run_plan(args: argparse.Namespace) -> int:
 
     hardware = hardware_named(args.hardware)
     workload = read_suite(args.suite) if args.suite else parse_workload(args.workload)
+    spec = spec_named(args.model)
+    check_prompts(workload, spec)
     made = plan(
-        spec_named(args.model),
+        spec,
         [Compression.parse(label) for label in args.compression.split(",")],
         hardware,
         workload,
@@ -95,6 +97,21 @@ def spec_named(model: str) -> ModelSpec:
             f" facebook/opt-SIZE with one of the sizes {', '.join(SIZES)}"
         )
     return spec
+
+
+def check_prompts(workload: Workload, spec: ModelSpec) -> None:
+    """Refuse prompts that the engine would refuse.
+
+    Raises:
+        WorkloadError: one is longer than the model's positions.
+    """
+    for lengths in workload:
+        if lengths.max_prompt_len > spec.max_positions:
+            raise WorkloadError(
+                f"prompts of {lengths.name!r} have up to {lengths.max_prompt_len} tokens, the model"
+                f" has {spec.max_positions} positions: plan for shorter ones (in HELM: fewer"
+                " in-context examples)"
+            )
 
 
 def hardware_named(name: str | None) -> Hardware:

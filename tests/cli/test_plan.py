@@ -63,6 +63,10 @@ def test_without_a_name_this_machine_is_meant(tmp_path, monkeypatch, capsys):
     [
         (["--hardware", "abacus", "--workload", "1:2/3"], "abacus cannot be read"),
         (["--hardware", "t4", "--workload", "many"], "workload 'many' is not understood"),
+        (
+            ["--hardware", "t4", "--workload", "10:2049/1"],
+            "have up to 2049 tokens, the model has 2048 positions: plan for shorter ones",
+        ),
         (["--hardware", "t4", "--suite", "none.conf"], "none.lengths.json is not there"),
         (
             ["--hardware", "t4", "--workload", "1:2/3", "--device-memory", "1MB"],
