@@ -31,7 +31,7 @@ def check_csv(path: Path) -> None:
     """MMLU's: question, choices, and the letter of the right one."""
     with path.open(encoding="utf-8", newline="") as file:
         for number, row in enumerate(csv.reader(file), start=1):
-            letters = "ABCDE"[: len(row) - 2]
+            letters = list("ABCDE")[: len(row) - 2]
             if len(row) < 4 or row[-1] not in letters:
                 raise ValueError(f"line {number} is not a question, its choices and a letter")
 

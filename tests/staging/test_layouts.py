@@ -46,7 +46,10 @@ def test_a_file_of_something_else_is_named(wikifact):
         check_files(wikifact, LAYOUTS["wikifact"])
 
 
-@pytest.mark.parametrize("row", ["question,a,b,c,d,E", "question,a,b,c,d", "A"])
+@pytest.mark.parametrize(
+    "row",
+    ["question,a,b,c,d,E", "question,a,b,c,d", "question,a,b,c,d,AB", "question,a,b,c,d,", "A"],
+)
 def test_questions_without_a_right_answer(tmp_path, row):
     for split in ("dev", "test"):
         (tmp_path / "data" / split).mkdir(parents=True)
