@@ -19,12 +19,11 @@ from torch import Tensor
 
 from flexgen_helm.errors import CheckpointError
 from flexgen_helm.model.dummy import DUMMY_FILE, DummyReader
-from flexgen_helm.specs.checkpoint_files import read_json
+from flexgen_helm.specs.checkpoint_files import SIDE_FILES, read_json, side_files
 from flexgen_helm.specs.model import ModelSpec
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_SIDE_FILES = ["*.json", "*.txt", "*.model"]
 _FINGERPRINT_BLOCKS = 64
 _FINGERPRINT_BLOCK_BYTES = 2**20
 _FINGERPRINT_LOCK = threading.Lock()
@@ -66,7 +65,7 @@ def fingerprint(path: Path) -> str:
     stay as they are it is worked out once.
     """
     weights = [] if _is_dummy(path) else _weight_files(path)
-    files = [*sorted(path.glob("*.json")), *sorted(path.glob("*.txt")), *weights]
+    files = [*side_files(path), *weights]
     states = [(file, file.stat()) for file in files]
     with _FINGERPRINT_LOCK:  # or two who ask at once would both read the files
         return _digest(tuple((file, state.st_size, state.st_mtime_ns) for file, state in states))
@@ -224,7 +223,7 @@ def _from_hub(hub_id: str) -> Path:
         for weights in ("*.safetensors", "*.bin"):
             try:
                 path = snapshot_download(
-                    hub_id, allow_patterns=[*_SIDE_FILES, weights], local_files_only=local_only
+                    hub_id, allow_patterns=[*SIDE_FILES, weights], local_files_only=local_only
                 )
             except Exception as error:  # not here, unknown repository, no network, no token ...
                 reason = error

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.files import write_text_atomically
+from flexgen_helm.specs.checkpoint_files import side_files
 from flexgen_helm.specs.opt_sizes import SIZES, config_of
 
 DUMMY_FILE = "dummy.json"
@@ -55,7 +56,7 @@ def write_dummy_of(
     config: Mapping[str, Any], *, tokenizer: Path, directory: Path, seed: int = 0
 ) -> Path:
     """Make a dummy checkpoint of any shape, given as in its `config.json`; see `write_dummy`."""
-    files = [file for pattern in ("*.json", "*.txt") for file in tokenizer.glob(pattern)]
+    files = side_files(tokenizer)
     if not files:
         raise InvalidSettingError(f"{tokenizer} has no tokenizer: name a directory that has OPT's")
     directory.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flexgen_helm.errors import CheckpointError
+from flexgen_helm.specs.checkpoint_files import side_files
 
 _LOCK = threading.Lock()
 _FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -41,9 +42,9 @@ def local_tokenizer(source: str) -> Any:
     Raises:
         OSError: it is not here.
     """
-    files = sorted(Path(source).glob("*.json"))
+    modified = tuple(file.stat().st_mtime_ns for file in side_files(Path(source)))
     with _LOCK:  # or two who ask at once would both load it
-        return _load(source, tuple(file.stat().st_mtime_ns for file in files))
+        return _load(source, modified)
 
 
 @lru_cache(maxsize=2)

@@ -1,4 +1,4 @@
-"""The JSON files of a checkpoint."""
+"""The files of a checkpoint beside its weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from flexgen_helm.errors import CheckpointError
+
+SIDE_FILES = ("*.json", "*.txt", "*.model")
+"""What configurations and tokenizers are in."""
+
+
+def side_files(directory: Path) -> list[Path]:
+    """Return a checkpoint's configuration and what its tokenizer is made from, always in order."""
+    return [file for pattern in SIDE_FILES for file in sorted(directory.glob(pattern))]
 
 
 def read_json(file: Path) -> dict[str, Any]:

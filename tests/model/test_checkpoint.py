@@ -172,6 +172,15 @@ def test_fingerprint_tells_files_apart(checkpoint, copy):
     assert len({fingerprint(checkpoint), changed_weights, fingerprint(copy)}) == 3
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "merges.txt", "tokenizer.model"])
+def test_fingerprint_tells_tokenizers_apart(copy, name):
+    fingerprints = set()
+    for content in (b"a", b"b"):
+        (copy / name).write_bytes(content)
+        fingerprints.add(fingerprint(copy))
+    assert len(fingerprints) == 2
+
+
 @pytest.mark.parametrize("name", ["/no/such/directory", "./nowhere", "opt-125m"])
 def test_what_is_neither_directory_nor_hub_id_is_refused(name):
     with pytest.raises(CheckpointError, match=f"checkpoint '{name}' is no directory here: give"):
