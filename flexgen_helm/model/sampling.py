@@ -24,6 +24,9 @@ _DRAWN_AT_ONCE = 16
 _STRETCH = 256
 """Tokens whose probabilities are added up before a token is looked for among them."""
 
+_LEAST_TEMPERATURE = 1e-30
+"""Below it the most probable token is drawn in any case, and float32 cannot hold the quotients."""
+
 
 class Draw(NamedTuple):
     """A token and the natural log of the model's probability for it."""
@@ -98,7 +101,9 @@ def token_logprobs(
 
 def _draw(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     """Draw a token of each row of adjusted logits [n, v], as temperature and `top_p` say."""
-    temperatures = logits.new_tensor([row.sampling.temperature for row in rows])
+    temperatures = logits.new_tensor(
+        [max(row.sampling.temperature, _LEAST_TEMPERATURE) for row in rows]
+    )
     weights = (logits / temperatures[:, None]).softmax(dim=1)
     for row, row_weights in zip(rows, weights, strict=True):
         if row.sampling.top_p < 1:

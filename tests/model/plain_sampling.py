@@ -5,8 +5,8 @@ import numpy as np
 
 def distribution(logits, sampling):
     """Probabilities [v], given adjusted logits [v]."""
-    scaled = logits.double().cpu().numpy() / sampling.temperature
-    probabilities = np.exp(scaled - scaled.max())
+    logits = logits.double().cpu().numpy()
+    probabilities = np.exp((logits - logits.max()) / sampling.temperature)
     probabilities /= probabilities.sum()
     if sampling.top_p == 1:
         return probabilities

@@ -91,8 +91,9 @@ def test_penalties_by_hand():
     assert sample(LOGITS[None], [row(sampling, generated=(0,))])[0].token_id == 0  # 1.2
 
 
-def test_tiny_temperature_is_nearly_greedy():
-    assert set(draw_many(SamplingParams(temperature=1e-7), 50)) == {0}
+@pytest.mark.parametrize("temperature", [1e-7, 1e-37, 1e-39, 1e-46, 5e-324])
+def test_tiny_temperature_is_nearly_greedy(temperature):
+    assert set(draw_many(SamplingParams(temperature=temperature), 50, LOGITS.flip(0))) == {5}
 
 
 class Uniform(NamedTuple):
@@ -107,7 +108,7 @@ class Uniform(NamedTuple):
 @given(
     num_rows=st.integers(1, 40),
     vocab_size=st.sampled_from([1, 6, 255, 256, 257, 1000]),
-    temperature=st.floats(0.05, 5),
+    temperature=st.floats(0.05, 5) | st.sampled_from([1e-300, 1e-46, 1e-39, 1e-30, 1e-10]),
     top_p=st.floats(0.01, 1),
     uniform=st.floats(0, 1, exclude_max=True),
     seed=st.integers(0, 9),
