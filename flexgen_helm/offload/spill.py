@@ -11,12 +11,14 @@ import bisect
 import errno
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -159,6 +161,16 @@ class Buffers:
             num_bytes -= self._idle.pop(0).nbytes
 
 
+class Freed(NamedTuple):
+    """Bytes of a region that is no more."""
+
+    writes: list[Future[None]]
+    """What may still be under way, and must not meet what the next owner writes there."""
+
+    offset: int
+    num_bytes: int
+
+
 class Spill:
     """A file that grows as it must, and what reads and writes it.
 
@@ -197,13 +209,22 @@ class Spill:
         self._lock = threading.Lock()
         self._gaps: list[tuple[int, int]] = []
         self._end = 0
+        self._num_bytes = 0
+        self.freed: deque[Freed] = deque()
+        """What nobody refers to any more. The garbage collector frees regions wherever it runs, in
+        here, too, so that it may neither wait nor lock anything."""
         self.overlap = overlap
         self.waiting = waiting or Waiting()
         self.buffers = Buffers(memory_bytes or spill_memory(), make_buffer)
-        self.num_bytes = 0
-        """Bytes of all regions in use."""
         self.peak_bytes = 0
-        """The most that were in use at once."""
+        """The most bytes that were in use at once."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all regions in use."""
+        with self._lock:
+            self._take_back()
+            return self._num_bytes
 
     def region(self, num_bytes: int) -> SpillRegion:
         """Reserve so many bytes; they are free again when the region is not referred to any more.
@@ -238,16 +259,9 @@ class Spill:
         """Say what to do about an error of the disk."""
         kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
         return kind(
-            f"the spill file in {self._directory} cannot be used ({error}), {self.num_bytes} bytes"
+            f"the spill file in {self._directory} cannot be used ({error}), {self._num_bytes} bytes"
             " of it are in use: free space there, or choose another offload directory"
         )
-
-    def release(self, offset: int, num_bytes: int) -> None:
-        """Take back a region."""
-        with self._lock:
-            self.num_bytes -= num_bytes
-            bisect.insort(self._gaps, (offset, num_bytes))
-            self._gaps = _joined(self._gaps)
 
     def _write(self, buffer: Tensor, num_bytes: int, offset: int) -> None:
         try:
@@ -258,25 +272,40 @@ class Spill:
 
     def _reserve(self, num_bytes: int) -> int:
         with self._lock:
-            if self._limit_bytes is not None and self.num_bytes + num_bytes > self._limit_bytes:
+            self._take_back()
+            needed = self._num_bytes + num_bytes
+            if self._limit_bytes is not None and needed > self._limit_bytes:
                 raise DiskFullError(
-                    f"{self.num_bytes + num_bytes} bytes are needed on disk, {self._limit_bytes}"
-                    " are allowed: allow more, or use smaller micro-batches"
+                    f"{needed} bytes are needed on disk, {self._limit_bytes} are allowed: allow"
+                    " more, or use smaller micro-batches"
                 )
-            self.num_bytes += num_bytes
-            self.peak_bytes = max(self.peak_bytes, self.num_bytes)
-            for index, (offset, size) in enumerate(self._gaps):
-                if size >= num_bytes:
-                    rest = [(offset + num_bytes, size - num_bytes)] if size > num_bytes else []
-                    self._gaps[index : index + 1] = rest
-                    return offset
-            try:
-                self._file.allocate(self._end, num_bytes)
-            except OSError as error:
-                self.num_bytes -= num_bytes
-                raise self.explain(error) from error
-            offset, self._end = self._end, self._end + num_bytes
+            offset = self._place(num_bytes)
+            self._num_bytes = needed
+            self.peak_bytes = max(self.peak_bytes, needed)
             return offset
+
+    def _place(self, num_bytes: int) -> int:
+        """Return where there is room."""
+        for index, (offset, size) in enumerate(self._gaps):
+            if size >= num_bytes:
+                rest = [(offset + num_bytes, size - num_bytes)] if size > num_bytes else []
+                self._gaps[index : index + 1] = rest
+                return offset
+        try:
+            self._file.allocate(self._end, num_bytes)
+        except OSError as error:
+            raise self.explain(error) from error
+        offset, self._end = self._end, self._end + num_bytes
+        return offset
+
+    def _take_back(self) -> None:
+        """Make gaps of what was freed, once nothing is being written there."""
+        while self.freed:
+            writes, offset, num_bytes = self.freed.popleft()
+            wait(writes)
+            self._num_bytes -= num_bytes
+            bisect.insort(self._gaps, (offset, num_bytes))
+            self._gaps = _joined(self._gaps)
 
 
 class SpillRegion:
@@ -291,8 +320,8 @@ class SpillRegion:
         self._ahead: tuple[Tensor, list[Future[None]]] | None = None
         self.num_bytes = 0
         """Bytes written."""
-        # What is being written must not meet what the region's next owner writes.
-        weakref.finalize(self, _release, spill, self._writes, offset, num_bytes).atexit = False
+        freed = Freed(self._writes, offset, num_bytes)
+        weakref.finalize(self, spill.freed.append, freed).atexit = False
 
     def append(self, layout: RecordLayout, record: Tensor) -> None:
         """Write a record that is in a buffer of the spill's; the buffer is the spill's again.
@@ -376,12 +405,6 @@ class SpillRegion:
                     futures.pop().result()
         except OSError as error:
             raise self._spill.explain(error) from error
-
-
-def _release(spill: Spill, writes: list[Future[None]], offset: int, num_bytes: int) -> None:
-    """Free a region once nothing is being written to it."""
-    wait(writes)
-    spill.release(offset, num_bytes)
 
 
 def _joined(gaps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

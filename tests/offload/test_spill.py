@@ -1,4 +1,5 @@
 import gc
+import threading
 
 import pytest
 import torch
@@ -76,6 +77,41 @@ def test_what_is_let_go_of_is_used_again(spill):
     between = spill.region(6 * ALIGNMENT)
     assert spill.num_bytes == spill.peak_bytes == spill._end == 12 * ALIGNMENT
     del between
+
+
+@pytest.mark.parametrize("locked", ["spill", "buffers"])
+def test_garbage_may_be_collected_while_anything_is_locked(spill, monkeypatch, locked):
+    owner, name = {"spill": (spill._file, "allocate"), "buffers": (spill.buffers, "_make")}[locked]
+    store, method = spill._file.store, getattr(owner, name)
+    collecting = threading.Event()
+
+    def store_late(*given):
+        assert collecting.wait(10)
+        store(*given)
+
+    def collect_first(*given):
+        collecting.set()
+        gc.collect()
+        return method(*given)
+
+    def use():
+        gc.collect()  # which does not run by itself for a while then
+        lost = [spill.region(ALIGNMENT)]
+        lost.append(lost)  # so that only the garbage collector finds it
+        if spill.overlap:
+            append(lost[0], [torch.zeros(4)])
+        monkeypatch.setattr(owner, name, collect_first)
+        del lost
+        kept.append(spill.region(2 * ALIGNMENT))
+        spill.buffers.take(ALIGNMENT)
+
+    monkeypatch.setattr(spill._file, "store", store_late)
+    kept = []
+    thread = threading.Thread(target=use, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert spill.num_bytes == 2 * ALIGNMENT
 
 
 def test_a_region_is_reserved_before_it_is_used(tmp_path):
