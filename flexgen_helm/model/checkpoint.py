@@ -108,9 +108,6 @@ class CheckpointReader:
         self._file_of = _index(path)
         self._pickled: tuple[Path, Mapping[str, Tensor]] | None = None
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._file_of
-
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return a tensor, as stored, after checking its shape and that all of it is finite."""
         if name not in self._file_of:

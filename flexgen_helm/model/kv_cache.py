@@ -63,11 +63,6 @@ class SegmentCache:
         self._layers: dict[int, list[StoredTensors]] = {}
         self.num_tokens = num_tokens
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes as stored."""
-        return sum(stored.num_bytes for both in self._layers.values() for stored in both)
-
     def write(self, layer: int, new: KeysByHead) -> None:
         """Store all positions of a layer, both [h, t, d]."""
         assert new.keys.shape[1] == self.num_tokens, "a segment is written at once"
@@ -106,10 +101,6 @@ class _InMemory:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tensors
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors)
-
     def begin_read(self) -> int:
         return 0
 
@@ -122,7 +113,7 @@ class _OnHost:
 
     def __init__(self, tensors: Sequence[Tensor], link: Link) -> None:
         layout = RecordLayout.of(tensors)
-        self.num_bytes = layout.num_bytes
+        self._num_bytes = layout.num_bytes
         self._link = link
         places = layout.views(link.buffer(layout.num_bytes))
         self._stored = [
@@ -134,7 +125,7 @@ class _OnHost:
         if not self._link.overlap:
             return 0
         self._ahead = self._ahead or self._begin()
-        return self.num_bytes
+        return self._num_bytes
 
     def read(self) -> Sequence[Tensor]:
         copies, self._ahead = self._ahead or self._begin(), []

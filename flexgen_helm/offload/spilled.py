@@ -15,11 +15,6 @@ from flexgen_helm.offload.spill import RecordLayout, Spill
 class StoredTensors(Protocol):
     """Tensors kept somewhere."""
 
-    @property
-    def num_bytes(self) -> int:
-        """As they are stored."""
-        ...
-
     def begin_read(self) -> int:
         """Begin what `read` will wait for; return the bytes of memory this takes."""
         ...
@@ -52,7 +47,6 @@ class _Spilled:
         layout = RecordLayout.of(tensors)
         self._region = spill.region(layout.num_bytes)
         self._region.append_copy(layout, tensors)
-        self.num_bytes = layout.num_bytes
 
     def begin_read(self) -> int:
         return self._region.begin_read()
@@ -68,7 +62,7 @@ class _SpilledBehindLink:
     def __init__(self, tensors: Sequence[Tensor], spill: Spill, link: Link) -> None:
         layout = RecordLayout.of(tensors)
         self._link, self._region = link, spill.region(layout.num_bytes)
-        self.num_bytes = layout.num_bytes
+        self._num_bytes = layout.num_bytes
         copies = [link.down(tensor) for tensor in tensors]
 
         def store() -> None:
@@ -81,7 +75,7 @@ class _SpilledBehindLink:
         if not self._link.overlap:
             return 0
         self._ahead = self._ahead or self._begin()
-        return self.num_bytes
+        return self._num_bytes
 
     def read(self) -> Sequence[Tensor]:
         ahead, self._ahead = self._ahead or self._begin(), None

@@ -1,7 +1,7 @@
 """The executor: block after block, pass after pass over the weights (see `model_pass`).
 
-A pass serves prompts of new blocks and one token of each sequence in decode. It is the oracle for
-every executor that overlaps or offloads.
+A pass serves prompts of new blocks and one token of each sequence in decode, wherever weights, KV
+cache and activations are. Its oracle, which shares and offloads nothing, is in the tests.
 """
 
 from __future__ import annotations

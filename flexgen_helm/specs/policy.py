@@ -20,7 +20,7 @@ ATTENTION = ("device", "host")
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Shape of blocks, memory for them, and where weights are.
+    """Shape of blocks, memory for them, and where weights, KV cache and activations are.
 
     Raises:
         InvalidSettingError: a size below 1, or a value that is none of its field's.
@@ -97,7 +97,7 @@ class Policy:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Policy:
-        """Make one of plain values, as in YAML; ``weights`` is a mapping like ``{disk: 1}``.
+        """Make one of plain values, as in YAML; a placement is a mapping like ``{disk: 1}``.
 
         Raises:
             InvalidSettingError: they are no fields, there is no such field, or a value is out of

@@ -71,7 +71,7 @@ class RunRecord:
     """Of `prefill_s` and `decode_s`, seconds in which computing stood still for the disk."""
 
     link_wait_s: float = 0.0
-    """Likewise for weights being copied to the device."""
+    """Likewise for copies to the device."""
 
     predicted_prefill_s: float | None = None
     """What `prefill_s` was predicted to be; `None` if that of any request is not known."""

@@ -105,8 +105,8 @@ token, as those of sequences that have ended and are left in a CUDA graph, and `
 says how large the batches were in which tokens were generated. `request_s` is prefill and decode
 together or, without a run record, the sum of HELM's request times, which overlap when HELM asked
 from several threads; `disk_wait_s` and `link_wait_s` are the part of it in which computing stood
-still for the disk, or for weights being copied to a GPU. What was `predicted` and `planned` is
-there where the machine has been calibrated, or a memory budget was given."""
+still for the disk, or for copies to a GPU. What was `predicted` and `planned` is there where the
+machine has been calibrated, or a memory budget was given."""
 
 COMPARISON = (
     Column("suite", "string", "", "run.suite"),
