@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from flexgen_helm.errors import BudgetError, InfeasibleError
 from flexgen_helm.planner.memory import budget_of, nearest_policy, plan_memory
-from flexgen_helm.planner.plan import Plan, plan
+from flexgen_helm.planner.plan import Plan
+from flexgen_helm.planner.process import plan_apart
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.hardware import Hardware
@@ -46,7 +47,7 @@ def automatic_policy(
     if fits_as_it_is(setup, allowed, workload):
         return Policy(), None
     try:
-        made = plan(setup.spec, [setup.compression], hardware, workload, budget)
+        made = plan_apart(setup.spec, [setup.compression], hardware, workload, budget)
     except (InfeasibleError, ModuleNotFoundError) as error:
         # The planner leaves some memory free, as it does not know yet which matrix goes where; and
         # a machine with torch and little else has no cvxpy.

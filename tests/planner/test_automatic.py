@@ -38,7 +38,7 @@ def no_solver(monkeypatch):
     def without(*_, **__):
         raise ModuleNotFoundError("No module named 'cvxpy'", name="cvxpy")
 
-    monkeypatch.setattr(automatic, "plan", without)
+    monkeypatch.setattr(automatic, "plan_apart", without)
 
 
 @pytest.mark.usefixtures("no_solver")
@@ -54,7 +54,7 @@ def test_another_module_that_is_missing_is_an_error(monkeypatch):
     def without(*_, **__):
         raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
 
-    monkeypatch.setattr(automatic, "plan", without)
+    monkeypatch.setattr(automatic, "plan_apart", without)
     with pytest.raises(ModuleNotFoundError, match="numpy"):
         automatic_policy(setup_of(CPU), ROOMY, TIGHT, workload())
 
