@@ -1,8 +1,9 @@
-"""The C library's allocator, told what a model's activations are like."""
+"""What libraries keep in memory: the C library's allocator, and the kernels of oneDNN."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,32 @@ _KEPT_BYTES = 512 << 20
 
 _LOADED_BYTES = 1 << 20
 """Weights from this size on have pages of their own."""
+
+
+_KERNEL_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+"""PyTorch's and oneDNN's, which hold the same ones."""
+
+_KERNEL_BYTES = 300_000
+"""What each of their entries takes, as measured; a product has two for each number of rows."""
+
+_LEAST_KERNELS, _MOST_KERNELS = 64, 1024
+"""Eight numbers of rows with each matrix of a layer, and what libraries keep by themselves."""
+
+_KERNEL_SHARE = 16
+"""Kernels may take this part of what an engine may use."""
+
+
+def keep_few_kernels(budget_bytes: int) -> None:
+    """Let libraries keep no more kernels than a budget has room for.
+
+    Without that they keep those of the last thousand shapes: 300 MB, as rows are of any number. To
+    make one again takes less than a millisecond. What the environment says stays as it is, and
+    where something was multiplied before, libraries do not ask any more.
+    """
+    room = budget_bytes // _KERNEL_SHARE // _KERNEL_BYTES
+    capacity = max(_LEAST_KERNELS, min(_MOST_KERNELS, room))
+    for name in _KERNEL_CACHES:
+        os.environ.setdefault(name, str(capacity))
 
 
 def reuse_freed_memory() -> None:

@@ -27,7 +27,7 @@ from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR
 from flexgen_helm.planner.memory import MemoryPlan, allowed_beside
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.quant import kernels
-from flexgen_helm.runtime.allocator import reuse_freed_memory
+from flexgen_helm.runtime.allocator import keep_few_kernels, reuse_freed_memory
 from flexgen_helm.runtime.arrangement import Arrangement, Arranger, Expected
 from flexgen_helm.runtime.device_cap import cap_device_memory
 from flexgen_helm.runtime.executor import BlockExecutor, OnResult
@@ -168,6 +168,8 @@ class Engine:
         budget = budget or MemoryBudget()
         allowed = allowed_beside(setup, budget, Tier.DEVICE)
         before = memory_bytes(where)
+        if allowed is not None and setup.unified:
+            keep_few_kernels(allowed)
         cap_device_memory(where, None if allowed is None else before + allowed)
         arranger = Arranger(setup, budget, where, dtype, offload, hardware)
         arrangement = (
@@ -205,7 +207,7 @@ class Engine:
             weight_bytes=loaded.weights.num_bytes,
             linear_weight_bytes=loaded.weights.linear_bytes,
         )
-        watch = None if allowed is None else MemoryWatch(loaded.device, before + allowed)
+        watch = None if allowed is None else MemoryWatch(loaded.device, before, allowed)
         engine = cls(
             loaded, description, arrangement, arranger, loader, watch,
             automatic=not isinstance(policy, Policy),

@@ -9,32 +9,37 @@ import torch
 from flexgen_helm.errors import BudgetError, DiskFullError
 from flexgen_helm.runtime.statistics import peak_memory_bytes
 
-NOTICEABLE = 1.01
-"""By what a peak must exceed the one before to be another."""
+NOTICEABLE = 0.05
+"""By what part of a budget it must be exceeded. Less is not worth it: smaller micro-batches are
+slower, and bring kernels of their own, which take memory, too."""
 
 
 class MemoryWatch:
     """Notices when more memory is used than is allowed.
 
-    Only peaks count that come after it was made, as no system forgets those before.
+    Only peaks count that come after it was made, as no system forgets those before. After one that
+    was noticed only twice the excess is: whatever was done about it has not helped before.
 
     Args:
         device: what computes.
-        allowed_bytes: of the device on CUDA, else of the process.
+        before_bytes: of the device on CUDA, else of the process, before there was a model.
+        budget_bytes: what may be used beside them.
     """
 
-    def __init__(self, device: torch.device, allowed_bytes: int) -> None:
+    def __init__(self, device: torch.device, before_bytes: int, budget_bytes: int) -> None:
         self._device = device
-        self._allowed_bytes = allowed_bytes
-        self._noticed_bytes = max(allowed_bytes, peak_memory_bytes(device))
+        self._allowed_bytes = before_bytes + budget_bytes
+        least = round(NOTICEABLE * budget_bytes)
+        self._noticed_bytes = max(self._allowed_bytes + least, peak_memory_bytes(device))
 
     def new_excess(self) -> int:
         """Return by how many bytes a new peak is more than allowed; 0 where there is none."""
         peak = peak_memory_bytes(self._device)
-        if peak <= NOTICEABLE * self._noticed_bytes:
+        if peak <= self._noticed_bytes:
             return 0
-        self._noticed_bytes = peak
-        return peak - self._allowed_bytes
+        excess = peak - self._allowed_bytes
+        self._noticed_bytes = self._allowed_bytes + 2 * excess
+        return excess
 
 
 def is_out_of_memory(error: Exception) -> bool:

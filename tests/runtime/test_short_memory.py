@@ -123,11 +123,12 @@ def test_a_spill_that_is_full_makes_the_cache_smaller(checkpoint, expected, monk
     assert actual == expected
 
 
-def test_use_beyond_the_budget_is_noticed_once_a_peak(monkeypatch):
-    peaks = iter([50, 90, 120, 120, 121, 150])
+def test_use_beyond_the_budget_is_noticed_until_it_has_doubled(monkeypatch):
+    """Of 100 bytes, 80 of them to be used; of these a twentieth may be exceeded."""
+    peaks = iter([50, 90, 104, 120, 120, 140, 150])
     monkeypatch.setattr(memory_watch, "peak_memory_bytes", lambda _: next(peaks))
-    watch = MemoryWatch(CPU, 100)
-    assert [watch.new_excess() for _ in range(5)] == [0, 20, 0, 0, 50]
+    watch = MemoryWatch(CPU, 20, 80)
+    assert [watch.new_excess() for _ in range(6)] == [0, 0, 20, 0, 0, 50]
 
 
 def test_use_beyond_the_budget_makes_micro_batches_smaller(checkpoint, expected, monkeypatch):
