@@ -72,17 +72,17 @@ import torch
 from flexgen_helm.runtime.allocator import keep_few_kernels
 from flexgen_helm.runtime.statistics import memory_bytes
 keep_few_kernels(int(sys.argv[1]))
-weight, rows = torch.randn(3072, 768).bfloat16(), torch.randn(120, 768).bfloat16()
+weight, rows = torch.randn(3072, 768).bfloat16(), torch.randn(250, 768).bfloat16()
 torch.nn.functional.linear(rows, weight)
 before = memory_bytes(torch.device("cpu"))
-for count in range(1, 120):
+for count in range(1, 250):
     torch.nn.functional.linear(rows[:count], weight)
 print(memory_bytes(torch.device("cpu")) - before)
 """
 
 
 def test_a_small_budget_is_not_taken_by_kernels(monkeypatch):
-    """Of 120 shapes; where libraries keep none at all, both are small."""
+    """Of 250 shapes; where libraries keep none at all, both are small."""
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         monkeypatch.delenv(name, raising=False)
     kept = []
@@ -90,7 +90,7 @@ def test_a_small_budget_is_not_taken_by_kernels(monkeypatch):
         command = [sys.executable, "-c", KERNELS, budget]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         kept.append(int(done.stdout))
-    assert kept[0] < max(25_000_000, kept[1] / 2)
+    assert kept[0] < max(10_000_000, 0.7 * kept[1])
 
 
 def test_what_the_environment_says_of_kernels_stays(monkeypatch):
