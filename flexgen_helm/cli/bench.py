@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from flexgen_helm.bench.plan import STAGES as PLAN_STAGES
 from flexgen_helm.bench.suites import DEFAULT, SUITES, TOKENIZER, require_data
 from flexgen_helm.bench.trial import ACCELERATE, TRANSFORMERS, Bench, Workload
 from flexgen_helm.bench.trial import PEERS as PEER_SYSTEMS
+from flexgen_helm.cli.arguments import at_least
 from flexgen_helm.cli.plan import hardware_named
 from flexgen_helm.errors import BenchmarkError
 from flexgen_helm.specs.opt_sizes import SIZES
@@ -66,20 +67,27 @@ def _add_helm_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentPar
     )
     add = parser.add_argument
     add("--suites", nargs="+", choices=SUITES, default=DEFAULT, metavar="NAME", help="to run")
-    add("-m", "--max-eval-instances", type=_from(1), default=100, metavar="N", help="as helm-run's")
-    add("-t", "--num-train-trials", type=_from(1), default=3, metavar="N", help="as helm-run's")
-    add("--rounds", type=_from(1), default=1, metavar="N", help="times each suite is timed")
+    add(
+        "-m",
+        "--max-eval-instances",
+        type=at_least(1),
+        default=100,
+        metavar="N",
+        help="as helm-run's",
+    )
+    add("-t", "--num-train-trials", type=at_least(1), default=3, metavar="N", help="as helm-run's")
+    add("--rounds", type=at_least(1), default=1, metavar="N", help="times each suite is timed")
     add("--peers", nargs="+", default=list(PEERS), metavar="DTYPE-THREADS", help="HELM's client")
     add(
         "--pilot-instances",
-        type=_from(0),
+        type=at_least(0),
         default=8,
         metavar="N",
         help="instances on which the fastest peer is found; 0 to time all of them in full",
     )
     add(
         "--score-instances",
-        type=_from(0),
+        type=at_least(0),
         default=10,
         metavar="N",
         help="instances on which scores are compared in float32; 0 not to compare them",
@@ -97,8 +105,8 @@ def _add_tree_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentPar
         " a checkpoint of random weights. Progress is reported on stderr.",
     )
     add = parser.add_argument
-    add("--arranged", nargs="+", type=_from(1), default=[10_000, 100_000], metavar="N")
-    add("--computed", nargs="+", type=_from(1), default=[1000, 2500, 5000, 10_000], metavar="N")
+    add("--arranged", nargs="+", type=at_least(1), default=[10_000, 100_000], metavar="N")
+    add("--computed", nargs="+", type=at_least(1), default=[1000, 2500, 5000, 10_000], metavar="N")
     parser.set_defaults(run=run_bench_tree)
 
 
@@ -115,7 +123,7 @@ def _add_offload_parser(benchmarks: argparse._SubParsersAction[argparse.Argument
     add = parser.add_argument
     add("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="NAME", help="to run")
     add("--peers", nargs="+", choices=PEER_SYSTEMS, default=list(PEER_SYSTEMS), metavar="NAME")
-    add("--peer-batches", nargs="+", type=_from(1), default=[8, 16, 32], metavar="N")
+    add("--peer-batches", nargs="+", type=at_least(1), default=[8, 16, 32], metavar="N")
     add(
         "--prefill-heavy",
         type=_workload,
@@ -124,8 +132,14 @@ def _add_offload_parser(benchmarks: argparse._SubParsersAction[argparse.Argument
         help="prompt tokens and new tokens of a request",
     )
     add("--decode-heavy", type=_workload, default="32/128", metavar="P/N", help="likewise")
-    add("--requests", type=_from(1), default=96, metavar="N", help="of ours, prefill-heavy")
-    add("--decode-requests", type=_from(1), default=384, metavar="N", help="of ours, decode-heavy")
+    add("--requests", type=at_least(1), default=96, metavar="N", help="of ours, prefill-heavy")
+    add(
+        "--decode-requests",
+        type=at_least(1),
+        default=384,
+        metavar="N",
+        help="of ours, decode-heavy",
+    )
     add(
         "--memory-limit",
         type=_size,
@@ -133,9 +147,9 @@ def _add_offload_parser(benchmarks: argparse._SubParsersAction[argparse.Argument
         metavar="SIZE",
         help="of ours and accelerate, decode-heavy, with the page cache",
     )
-    add("--micro-batches", nargs="+", type=_from(1), default=[1, 2, 4, 8], metavar="N")
-    add("--micro-batch-size", type=_from(1), default=8, metavar="N")
-    add("--rounds", type=_from(1), default=1, metavar="N", help="times everything is timed")
+    add("--micro-batches", nargs="+", type=at_least(1), default=[1, 2, 4, 8], metavar="N")
+    add("--micro-batch-size", type=at_least(1), default=8, metavar="N")
+    add("--rounds", type=at_least(1), default=1, metavar="N", help="times everything is timed")
     parser.set_defaults(run=run_bench_offload)
 
 
@@ -152,7 +166,7 @@ def _add_plan_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentPar
     add("--json", action="store_true", help="print the report as one JSON object")
     add("--stages", nargs="+", choices=PLAN_STAGES, default=list(PLAN_STAGES), metavar="NAME")
     add("--hardware", metavar="FILE", help="profile of this machine, if not measured all along")
-    add("--rounds", type=_from(1), default=1, metavar="N", help="times everything is timed")
+    add("--rounds", type=at_least(1), default=1, metavar="N", help="times everything is timed")
     add("--part", type=_part, default=1.0, metavar="P", help="of the requests, up to 1")
     add("--data", type=Path, default=DATA, metavar="DIR", help="where OPT's tokenizer is")
     add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="stores and logs")
@@ -176,7 +190,7 @@ def _add_gpu_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentPars
     add("--peers", nargs="*", choices=GPU_PEERS, default=list(GPU_PEERS), metavar="NAME")
     add("--compressions", nargs="+", default=["w4-kv4", "w4"], metavar="LABEL", help="of ours")
     add("--workload", type=_workload, default="512/32", metavar="P/N", help="prompt/new tokens")
-    add("--requests", type=_from(1), default=128, metavar="N", help="of ours, in each trial")
+    add("--requests", type=at_least(1), default=128, metavar="N", help="of ours, in each trial")
     add("--helm-model", choices=SIZES, default="30b", metavar="SIZE", help="of the sub-scenarios")
     add("--hardware", metavar="FILE", help="profile of this machine, if not measured first")
     add("--helm-share", type=float, default=0.02, metavar="PART", help="of the paper's requests")
@@ -416,18 +430,6 @@ def _announce(row: RunRow) -> None:
         file=sys.stderr,
         flush=True,
     )
-
-
-def _from(least: int) -> Callable[[str], int]:
-    """Make the type of an argument that is a whole number, at least this."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is not a number from {least} on")
-        return value
-
-    return number
 
 
 def _part(text: str) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flexgen_helm.cli.arguments import at_least
 from flexgen_helm.cli.helm_process import helm_run
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.deployment import DeploymentSpec
@@ -35,7 +36,7 @@ def add_demo_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--settings", nargs="+", metavar="LABEL", default=SETTINGS)
     parser.add_argument("--scenarios", nargs="+", metavar="ENTRY", default=SCENARIOS)
-    parser.add_argument("-m", "--max-eval-instances", type=int, metavar="N", default=200)
+    parser.add_argument("-m", "--max-eval-instances", type=at_least(1), metavar="N", default=200)
     parser.add_argument("-t", "--num-train-trials", type=int, metavar="N", default=1)
     parser.add_argument(
         "-o", "--output-path", type=Path, metavar="DIR", default=Path("demo_output")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,15 +21,24 @@ from flexgen_helm.cli.sweep import add_sweep_parser
 from flexgen_helm.cli.tables import add_compare_parser, add_tables_parser
 from flexgen_helm.errors import FlexGenError
 
+INTERRUPTED = "interrupted; what was computed is kept, and the same command goes on from there"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; an error raised on purpose is one line on stderr and exit status 2."""
     args = build_parser().parse_args(argv)
     try:
         status: int = args.run(args)
+        sys.stdout.flush()
     except FlexGenError as error:
         print(f"flexgen-helm: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"flexgen-helm: {INTERRUPTED}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # as of `| head`; nobody wants the rest, nor hear of it at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return status
 
 

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from flexgen_helm.adapter.limits import MEMORY_VARIABLES
+from flexgen_helm.cli.arguments import at_least
 from flexgen_helm.cli.convert import make_dummy
 from flexgen_helm.cli.entries import read_entries
 from flexgen_helm.cli.helm_process import add_helm_options, run_suite
@@ -50,7 +51,7 @@ def add_reproduce_parser(subparsers: argparse._SubParsersAction[argparse.Argumen
     add("--hardware", metavar="NAME", help="machine to predict the times of (this, if calibrated)")
     add("--dummy", action="store_true", help="random weights of the model's shape: speed alone")
     add("--tokenizer", type=Path, metavar="DIR", help="of OPT, for --dummy")
-    add("-m", "--max-eval-instances", type=int, metavar="N", help="fewer than the paper's")
+    add("-m", "--max-eval-instances", type=at_least(1), metavar="N", help="fewer than the paper's")
     add_helm_options(parser)
     parser.set_defaults(run=run_reproduce)
 

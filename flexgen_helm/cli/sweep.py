@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from flexgen_helm.cli.arguments import at_least
 from flexgen_helm.cli.entries import read_entries
 from flexgen_helm.cli.helm_process import add_helm_options, run_suite
 from flexgen_helm.cli.writing import writing
@@ -36,7 +37,14 @@ def add_sweep_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
     add("--settings", metavar="LABELS", default=SETTINGS, help="separated by commas")
     add("-c", "--conf", type=Path, required=True, help="run entries without a model")
     add("--suite", metavar="NAME", help="HELM's name for the runs (that of the conf)")
-    add("-m", "--max-eval-instances", type=int, metavar="N", default=1000, help="of each entry")
+    add(
+        "-m",
+        "--max-eval-instances",
+        type=at_least(1),
+        metavar="N",
+        default=1000,
+        help="of each entry",
+    )
     add("-t", "--num-train-trials", type=int, metavar="N", help="instead of each entry's own")
     add("--reference", metavar="LABEL", help="setting others are compared with (the first one)")
     add("--dtype", choices=DTYPE_SUFFIXES, default="auto", help="compute dtype of all settings")

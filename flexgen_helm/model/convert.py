@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flexgen_helm.errors import StoreError
+from flexgen_helm.errors import DiskFullError, StoreError
 from flexgen_helm.files import delete_abandoned, write_atomically
 from flexgen_helm.model.parts import PartTensor, TensorSource, parts
 from flexgen_helm.offload.part_file import Entry, PartFile, PartWriter
@@ -24,6 +25,7 @@ from flexgen_helm.offload.store import (
 )
 from flexgen_helm.quant.quantize import quantize
 from flexgen_helm.specs.model import ModelSpec
+from flexgen_helm.units import format_bytes
 
 CONVERTED_BESIDE = 4
 """Parts that are converted at the same time where a GPU quantizes."""
@@ -56,13 +58,23 @@ def convert(
     Raises:
         CheckpointError: a tensor is missing, damaged or of another shape than the spec says.
         StoreError: the directory cannot be written, or has a store of something else.
+        DiskFullError: its disk has no room for the store.
     """
     if not WeightStore.is_whole(directory):
         all_parts = parts(spec)
+        entries = {
+            name: {k: v for t in tensors for k, v in _entries(t, identity, dtype).items()}
+            for name, tensors in all_parts.items()
+            if not _is_converted(part_path(directory, name), identity)
+        }
+        _require_room(
+            directory, sum(e.num_bytes for part in entries.values() for e in part.values())
+        )
 
         def convert_part(name: str) -> None:
-            path = part_path(directory, name)
-            _convert_part(source, all_parts[name], identity, dtype, device, path)
+            if name in entries:  # else it is from a conversion that was interrupted later on
+                path = part_path(directory, name)
+                _convert_part(source, all_parts[name], entries[name], identity, dtype, device, path)
 
         with ThreadPoolExecutor(CONVERTED_BESIDE) as threads:
             # A processor has enough to do with one part.
@@ -75,21 +87,33 @@ def convert(
     return WeightStore(directory, identity)
 
 
+def _is_converted(path: Path, identity: StoreIdentity) -> bool:
+    with suppress(StoreError):
+        return PartFile.open(path).identity == identity.text
+    return False
+
+
+def _require_room(directory: Path, num_bytes: int) -> None:
+    """Refuse what the disk has no room for before hours are spent on it."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if num_bytes > free:
+        raise DiskFullError(
+            f"the store takes {format_bytes(num_bytes)} more, and {format_bytes(free)} are free"
+            f" where {directory} is to be: name another --offload-dir, or compress weights"
+            " (--weight-bits 4)"
+        )
+
+
 def _convert_part(
     source: TensorSource,
     tensors: list[PartTensor],
+    entries: dict[str, Entry],
     identity: StoreIdentity,
     dtype: torch.dtype,
     device: torch.device,
     path: Path,
 ) -> None:
-    with suppress(StoreError):
-        if PartFile.open(path).identity == identity.text:
-            return  # from a conversion that was interrupted later on
-    entries: dict[str, Entry] = {}
-    for tensor in tensors:
-        entries |= _entries(tensor, identity, dtype)
-
     def write(temporary: Path) -> None:
         with PartWriter(temporary, entries, identity.text) as file:
             for tensor in tensors:

@@ -115,7 +115,7 @@ def plan_memory(
             reuses = setup.unified and dequantized < REUSED_BYTES
             plan = _plan(setup, filled, budget, replace(filling, apart=True), reuses=reuses)
     if plan.cache_tokens is not None and plan.cache_tokens < 1:
-        nearest = nearest_policy(setup, policy, budget)
+        nearest = nearest_policy(setup, policy, budget) or nearest_policy(setup, Policy(), budget)
         advice = (
             "no policy of this model fits: allow more"
             if nearest is None

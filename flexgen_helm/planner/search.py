@@ -250,10 +250,11 @@ def _explain(setup: Setup, workload: Workload, limits: dict[str, float]) -> str:
         cached_tokens=cached,
     )
     needed = needed_bytes(setup, smallest, workload)
+    short = [name for name, linear in needed.items() if linear.constant > limits[name]]
     parts = [
         f"{name} memory of {format_bytes(limits[name])}, of which"
-        f" {format_bytes(linear.constant)} are needed wherever everything else is"
-        for name, linear in needed.items()
+        f" {format_bytes(needed[name].constant)} are needed wherever everything else is"
+        for name in short or needed
     ]
     return (
         f"no policy of this model fits: there is {'; '.join(parts)}: allow more memory, or compress"

@@ -1,4 +1,5 @@
 import subprocess
+import sys
 
 import pytest
 
@@ -32,6 +33,36 @@ def test_an_error_is_one_line_and_status_2(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.err.startswith("flexgen-helm: ")
     assert captured.err.count("\n") == 1
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flexgen_helm.cli.plan.read_suite", interrupt)
+    assert main(["plan", "--hardware", "t4", "--model", "opt-30b", "--suite", "x.conf"]) == 130
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "flexgen-helm: interrupted; what was computed is kept, and the same command goes on from"
+        " there\n"
+    )
+
+
+def test_output_that_nobody_reads_is_no_error():
+    command = [sys.executable, "-m", "flexgen_helm", "plan", "--hardware", "t4"]
+    command += ["--model", "facebook/opt-125m", "--workload", "10:50/2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (1, b"")
+
+
+@pytest.mark.parametrize("command", ["demo", "sweep", "reproduce"])
+def test_no_instances_are_refused(command, capsys):
+    arguments = {"demo": [], "sweep": ["-c", "x.conf"], "reproduce": ["paper-7"]}[command]
+    with pytest.raises(SystemExit, match="2"):
+        main([command, *arguments, "-m", "0"])
+    assert "0 is not a number from 1 on" in capsys.readouterr().err
 
 
 def test_demo_entries():

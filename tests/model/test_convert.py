@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flexgen_helm.errors import StoreError
+from flexgen_helm.errors import DiskFullError, StoreError
 from flexgen_helm.model import convert as conversion
 from flexgen_helm.model.checkpoint import CheckpointReader, fingerprint, read_spec
 from flexgen_helm.model.convert import convert
@@ -44,6 +44,21 @@ def streamed(store, placement, *, overlap=True):
         lay_out=laid_out,
         overlap=overlap,
     )
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    path, store = tmp_path / "checkpoint", tmp_path / "stores" / "one"
+    save_random_checkpoint(path, byte_tokenizer())
+    needed = converted(path, tmp_path / "other").num_bytes
+    for free, fits in ((needed - 5000, False), (needed + 5000, True)):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(conversion.shutil, "disk_usage", lambda _, usage=usage: usage)
+        if fits:
+            assert converted(path, store).num_bytes == needed
+        else:
+            with pytest.raises(DiskFullError, match="takes .* more, and .* are free where .*one"):
+                converted(path, store)
+            assert not store.exists()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -233,6 +233,13 @@ def test_what_does_not_fit_is_refused_with_what_does():
     assert plan_memory(setup(), nearest, budget).cache_tokens >= LEAST_TOKENS
 
 
+def test_where_nothing_like_it_fits_another_policy_is_named():
+    """The buffers of a cache on disk alone are more than is allowed."""
+    spilling = Policy(cache=Placement(device=0.5, disk=0.5), micro_batch_tokens=64)
+    with pytest.raises(BudgetError, match="this fits: .*cache={'device': 1"):
+        plan_memory(setup("w4"), spilling, MemoryBudget(device="620MB"))
+
+
 def test_what_cannot_fit_is_refused_without():
     with pytest.raises(BudgetError, match="no policy of this model fits"):
         plan_memory(setup(), Policy(), MemoryBudget(device="100MB"))
