@@ -288,6 +288,7 @@ class _Costs:
                 "ordered cache": ordered if unified else Linear(),
                 "steps": self._steps(micro_batches, captured=self.shape.captured),
                 "steps of the disk": disk_steps if unified else Linear(),
+                "steps of the link": Linear() if on_host else self._link_steps(),
                 "drawing": Linear(tokens * self.hardware.token_s),
             },
             # What the host attends to it cannot copy meanwhile: both are bound by its memory, and
@@ -371,13 +372,21 @@ class _Costs:
         """
         most: float = self.shape.micro_batch_size
         if self.shape.cache_on_disk and self.setup.unified:
-            room_bytes = self._stored_bytes(self.lengths.final_len) / self._num_rooms
-            cache_bytes = round(self._stored_bytes(self.shape.cached_tokens))
-            limit = cache_bytes if self.shape.cache_limited else None
-            at_once = spilled_at_once(limit, self.setup.spec.num_layers, linked=False)
-            num_pools = ceil(self.load.decoding * room_bytes / at_once)
-            most = min(most, self.load.decoding / num_pools)
+            most = min(most, self.load.decoding / self._num_pools)
         return max(1.0, min(most, self.load.decoding))
+
+    @property
+    def _num_pools(self) -> int:
+        """Parts that sequences in decode are divided into where their cache is read from elsewhere.
+
+        Of similar lengths there are as few as possible.
+        """
+        room_bytes = self._stored_bytes(self.lengths.final_len) / self._num_rooms
+        cache_bytes = round(self._stored_bytes(self.shape.cached_tokens))
+        limit = cache_bytes if self.shape.cache_limited else None
+        layers, linked = self.setup.spec.num_layers, not self.setup.unified
+        at_once = spilled_at_once(limit, layers, linked=linked)
+        return ceil(self.load.decoding * room_bytes / at_once)
 
     @property
     def _num_rooms(self) -> int:
@@ -468,6 +477,14 @@ class _Costs:
             return Linear()
         seconds = micro_batches * self.setup.spec.num_layers * self.hardware.disk_step_s
         return placed_on("cache", Tier.DISK) * seconds
+
+    def _link_steps(self) -> Linear:
+        """What it takes whoever tells a device of its own of what is not on it, pool by pool."""
+        if self.setup.unified:
+            return Linear()
+        passes, layers = self.load.passes_with_decode, self.setup.spec.num_layers
+        seconds = passes * self._num_pools * layers * self.hardware.link_step_s
+        return placed_on("cache", *OFF_DEVICE) * seconds
 
     def _head(self, tokens: float, at_once: float) -> Linear:
         spec = self.setup.spec

@@ -404,14 +404,17 @@ def _overheads(device: str, dtype: str, directory: Path) -> dict[str, float | No
     [on_disk] = measure(Policy(cache=Placement(disk=1)), STEP_SEQUENCES)
     num_layers = read_spec(EMBEDDED_CHECKPOINT).num_layers
     token_s = max(0.0, many - one) / (STEP_SEQUENCES - 1)
-    captured_step_s = None
+    captured_step_s, link_step_s = None, 0.0
     if device_of(device).type == "cuda":
         [captured] = measure(Policy(), 1)
         captured_step_s = max(0.0, captured - token_s) / num_layers
+        [on_host] = measure(Policy(cache=Placement(host=1)), STEP_SEQUENCES)
+        link_step_s = max(0.0, on_host - many) / num_layers
     return {
         "step_s": max(0.0, one - token_s) / num_layers,
         "captured_step_s": captured_step_s,
         "disk_step_s": max(0.0, on_disk - many) / num_layers,
+        "link_step_s": link_step_s,
         "token_s": token_s,
     }
 

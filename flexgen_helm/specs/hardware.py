@@ -70,7 +70,9 @@ class Surface:
         return Curve(points).at(max(size, points[0][0]))
 
 
-_MAY_BE_NOTHING = ("step_s", "disk_step_s", "captured_step_s", "token_s", "contention")
+_MAY_BE_NOTHING = (
+    "step_s", "disk_step_s", "link_step_s", "captured_step_s", "token_s", "contention"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +157,10 @@ class Hardware:
     captured_step_s: float | None = None
     """What a micro-batch costs in a layer in decode, however small it is, where passes are captured
     as CUDA graphs; `None` where they are not."""
+
+    link_step_s: float = 0.0
+    """What sequences that are attended to together cost more in a layer in decode where their keys
+    and values come over a link, however few: to have them brought and stored."""
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -255,6 +255,19 @@ def test_steps_of_a_captured_pass_are_cheaper_in_decode():
         assert steps["prefill"] == constant(terms("prefill", Resource.COMPUTE)["steps"])
 
 
+def test_each_part_of_a_cache_on_the_host_is_asked_for_in_each_layer():
+    """Keys of 50 sequences of 211 tokens, in a layer: 21 MB, of which 10 are brought at once."""
+    hardware, shape = replace(GPU, link_step_s=2e-3), replace(AT_ONCE, cached_tokens=20_000)
+    steps = terms("decode", Resource.COMPUTE, hardware=hardware, shape=shape)["steps of the link"]
+    for tier in (Tier.HOST, Tier.DISK):
+        assert slope(steps, "cache", tier) == pytest.approx(2 * 10 * 3 * 10 * 2e-3)
+    assert slope(steps, "cache", Tier.DEVICE) == 0
+    on_host = replace(shape, attention="host")
+    for changes in ({"hardware": replace(CPU, link_step_s=2e-3)}, {"shape": on_host}):
+        found = terms("decode", Resource.COMPUTE, **{"hardware": hardware, **changes})
+        assert not any(found["steps of the link"].slopes.values())
+
+
 def test_sparse_attention_brings_all_keys_and_some_values():
     for label, part in (("top10", 0.55), ("w4-top10", 0.55), ("none", 1), ("kv4-top10", 1)):
         found = terms("decode", Resource.TO_DEVICE, label=label)["cache"]
