@@ -20,8 +20,10 @@ from flexgen_helm.specs.request import EngineDescription, GenerationRequest, Gen
 DEFAULT_BACKEND = "flexgen_helm.adapter.engine_process.ProcessBackend"
 
 OnResult = Callable[[int, GenerationResult], None]
-OnError = Callable[[int, FlexGenError], None]
 """Called with the index of a request and its result."""
+
+OnError = Callable[[int, FlexGenError], None]
+"""Called with the index of a request that cannot be served, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from flexgen_helm.errors import EngineClosedError, FlexGenError
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
 
 OnOutcome = Callable[[int, Any], None]
+"""Called with the index of a request and its result, or why it cannot be served."""
 
 RUNNER = "flexgen_helm.FlexGenRunner"
 """The name the runner is given to `helm-run` by."""
