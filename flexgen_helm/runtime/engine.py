@@ -233,9 +233,9 @@ class Engine:
             progress: `True` for a progress bar, or a function called as requests finish.
             on_result: called with index and result as soon as a request finishes, so that nothing
                 is lost if a later one fails.
-            on_error: called with index and error of each request that cannot be served, before
-                others are; of them alone results are returned then. If left out, the first such
-                error is raised.
+            on_error: called with index and error of each request that cannot be served; the others
+                are then, and what is returned are their results. If left out, the first such error
+                is raised.
 
         Raises:
             InvalidRequestError: one of them cannot be served; nothing has been computed then.
