@@ -19,10 +19,10 @@ from flexgen_helm.specs.chunks import (
     LEAST_FILLED,
     LINKED_READS_IN_MEMORY,
     MIN_KEPT,
-    MOST_KEPT_BYTES,
     RUN_LEN,
     equal_share,
     kept_bytes,
+    most_kept,
     spill_memory,
 )
 from flexgen_helm.specs.compression import quantized_bytes
@@ -289,11 +289,11 @@ def _prefixes(setup: Setup, longest: float) -> float:
 def _kept_prefix(setup: Setup, policy: Policy, filling: Filling) -> float:
     """What a block leaves for the next one, and what the one before has left for it."""
     spec = setup.spec
-    each = kept_bytes(spec.hidden_size, spec.num_layers, setup.dtype_bytes)
-    kept = min(filling.longest_shared, spec.max_positions, MOST_KEPT_BYTES // each)
+    shape = spec.hidden_size, spec.num_layers, setup.dtype_bytes
+    kept = min(filling.longest_shared, spec.max_positions, most_kept(*shape))
     if filling.apart or not policy.share_prefixes or kept < MIN_KEPT:
         return 0
-    return 2 * kept * each
+    return 2 * kept * kept_bytes(*shape)
 
 
 def _shared_reads(setup: Setup, policy: Policy, shared: float) -> float:

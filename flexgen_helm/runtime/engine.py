@@ -326,19 +326,24 @@ class Engine:
         if self.policy != self._arrangement.policy:
             return  # memory was short, and what there is room for is known better than from a plan
         first = self.prediction is not None and not self._planned
-        if self._automatic and (first or not self._serves(workload)):
+        arrangement = None if first and self._automatic else self._for_present_policy(workload)
+        if arrangement is None:
             self._plan_for(workload)
         else:
-            arrangement = self._arranger.with_policy(self.policy, workload)
-            self._set(replace(arrangement, plan=self.prediction))
+            self._set(arrangement)
 
-    def _serves(self, workload: Workload) -> bool:
-        """Whether the present policy has room for even the longest request."""
+    def _for_present_policy(self, workload: Workload) -> Arrangement | None:
+        """Return what it takes; `None` if it may be another and has no room for every request."""
         try:
-            tokens = self._arranger.with_policy(self.policy, workload).memory.cache_tokens
+            arrangement = self._arranger.with_policy(self.policy, workload)
         except BudgetError:
-            return False
-        return tokens is None or workload.most_cached <= tokens
+            if not self._automatic:
+                raise
+            return None
+        tokens = arrangement.memory.cache_tokens
+        if self._automatic and tokens is not None and workload.most_cached > tokens:
+            return None
+        return replace(arrangement, plan=self.prediction)
 
     def _plan_for(self, workload: Workload) -> None:
         """Plan once more, now that requests are known, and say what was planned."""
