@@ -43,12 +43,16 @@ def add_convert_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentP
 
 def run_convert(args: argparse.Namespace) -> int:
     """Carry out the command."""
+    # Before torch is imported, which takes seconds.
+    compression = Compression(weight_bits=args.weight_bits, group_size=args.group_size)
+
     from tqdm import tqdm
 
     from flexgen_helm.model.checkpoint import read_spec, resolve
     from flexgen_helm.model.dtypes import device_of, resolve_device, resolve_dtype
     from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR, open_store
 
+    dtype, device = resolve_dtype(args.dtype), device_of(resolve_device("auto"))
     offload_dir = (args.offload_dir or DEFAULT_OFFLOAD_DIR).expanduser()
     path = (
         make_dummy(
@@ -62,9 +66,9 @@ def run_convert(args: argparse.Namespace) -> int:
         store = open_store(
             path,
             spec,
-            Compression(weight_bits=args.weight_bits, group_size=args.group_size),
-            dtype=resolve_dtype(args.dtype),
-            device=device_of(resolve_device("auto")),
+            compression,
+            dtype=dtype,
+            device=device,
             offload_dir=offload_dir,
             on_part=partial(bar.update, 1),
         )

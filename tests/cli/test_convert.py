@@ -54,3 +54,22 @@ def test_a_dummy_that_cannot_be_written(checkpoint, tmp_path, capsys):
     assert "dummy-opt-125m cannot be written (Not a directory): choose another --offload-dir" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weight-bits", "5"], "weight_bits=5 is not supported"),
+        (["--group-size", "5"], "group_size=5 is not supported"),
+        (["--dtype", "float8"], "dtype='float8' is not supported"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_before_a_conversion_begins(
+    checkpoint, tmp_path, capsys, arguments, message
+):
+    command = ["convert", str(checkpoint), "--offload-dir", str(tmp_path), *arguments]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert "converting" not in error
