@@ -139,7 +139,12 @@ class _Child:
 def wants_engine(command: Sequence[str]) -> bool:
     """Whether a `helm-run` command line names our runner, and asks for more than help."""
     names_ours = any(argument.endswith(RUNNER) for argument in command)
-    return names_ours and not {"-h", "--help"}.intersection(command)
+    return names_ours and not asks_for_help(command)
+
+
+def asks_for_help(command: Sequence[str]) -> bool:
+    """Whether a command line asks for help, and for nothing else that it says."""
+    return not {"-h", "--help"}.isdisjoint(command)
 
 
 class RemoteEngine:

@@ -10,7 +10,12 @@ from contextlib import contextmanager
 
 import yaml
 
-from flexgen_helm.adapter.engine_process import ENGINE_PROCESS, RUNNER, wants_engine
+from flexgen_helm.adapter.engine_process import (
+    ENGINE_PROCESS,
+    RUNNER,
+    asks_for_help,
+    wants_engine,
+)
 from flexgen_helm.adapter.garbage import rare_collections
 from flexgen_helm.adapter.limits import MEMORY_VARIABLES, set_limits
 from flexgen_helm.errors import FlexGenError
@@ -35,9 +40,12 @@ def add_run_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParse
 
 def run_run(args: argparse.Namespace) -> int:
     """Carry out the command; 1 if runs failed."""
-    limits, helm_arguments = limit_parser().parse_known_args(args.helm_arguments)
+    parser = limit_parser()
+    limits, helm_arguments = parser.parse_known_args(args.helm_arguments)
     apply_limits(limits)
     command = helm_command(helm_arguments)
+    if asks_for_help(command):
+        print(parser.format_help())
     print(f"Equivalent to: {shlex.join(command)}", flush=True)
     if wants_engine(command):
         ENGINE_PROCESS.start()  # it imports torch while this process imports HELM
@@ -47,12 +55,18 @@ def run_run(args: argparse.Namespace) -> int:
 
 def limit_parser() -> argparse.ArgumentParser:
     """Return the parser of the arguments that are ours; `helm-run` gets the rest."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    add_limits(parser)
+    parser = argparse.ArgumentParser(
+        prog="flexgen-helm run",
+        usage="%(prog)s [our arguments] [arguments of helm-run]",
+        description="Run HELM benchmarks: helm-run with our runner, whose own help is below.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    add_limits(parser.add_argument_group("our arguments, in which it differs from helm-run"))
     return parser
 
 
-def add_limits(parser: argparse.ArgumentParser) -> None:
+def add_limits(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add what memory may be used, and where what is offloaded goes."""
     for tier in MEMORY_VARIABLES:
         parser.add_argument(

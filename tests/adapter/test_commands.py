@@ -158,12 +158,16 @@ def test_arguments_reach_helm_untouched(monkeypatch, capsys):
     assert "'a:model=b,c=d e'" in " ".join(map(repr, command))
 
 
-def test_help_is_helms(capsys):
+def test_help_is_ours_and_below_it_helms(capsys):
     args = commands().parse_args(["run", "--help"])
     with pytest.raises(SystemExit) as stop:
         args.run(args)
     assert stop.value.code == 0
-    assert "--max-eval-instances" in capsys.readouterr().out
+    ours, helms = capsys.readouterr().out.split("usage: helm-run")
+    assert ours.startswith("usage: flexgen-helm run [our arguments] [arguments of helm-run]")
+    flags = ("--device-memory", "--host-memory", "--disk-memory", "--offload-dir")
+    assert all(flag in ours and flag not in helms for flag in flags)
+    assert "--max-eval-instances" in helms
 
 
 def test_failed_runs_are_an_exit_code(monkeypatch, capsys):
