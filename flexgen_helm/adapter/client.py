@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from helm.clients.client import CachingClient
@@ -26,7 +27,7 @@ from flexgen_helm.adapter.progress import SuiteProgress
 from flexgen_helm.adapter.prompts import encode_prompt
 from flexgen_helm.adapter.responses import Response
 from flexgen_helm.adapter.tokenizer import FlexGenTokenizer
-from flexgen_helm.errors import FlexGenError
+from flexgen_helm.errors import FlexGenError, InvalidSettingError
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.policy import Policy
 
@@ -35,6 +36,9 @@ ADVICE = (
     " Pass --runner-class-name flexgen_helm.FlexGenRunner to batch whole suites."
 )
 """Said once per process, where requests come one by one."""
+
+ARGUMENTS = tuple(field.name for field in fields(EngineSettings))
+"""What `client_spec.args` of a deployment may say."""
 
 
 class FlexGenClient(CachingClient):
@@ -53,6 +57,7 @@ class FlexGenClient(CachingClient):
         offload_dir: str | None = None,
         backend: str = DEFAULT_BACKEND,
         end_of_text_token: str | None = None,
+        **unknown: Any,
     ) -> None:
         """Make a client; HELM fills in cache, tokenizer and end-of-text token.
 
@@ -61,8 +66,13 @@ class FlexGenClient(CachingClient):
         `MemoryBudget`.
 
         Raises:
-            InvalidSettingError: a field that does not exist, or a value out of range.
+            InvalidSettingError: an argument or field that does not exist, or a value out of range.
         """
+        if unknown:
+            raise InvalidSettingError(
+                f"client_spec.args has {', '.join(unknown)}, which is none of"
+                f" {', '.join(ARGUMENTS)}: correct the deployment's entry in model_deployments.yaml"
+            )
         super().__init__(cache_config=cache_config)
         self._responses = ResponseCache(cache_config)
         self._tokenizer = tokenizer

@@ -9,7 +9,7 @@ from flexgen_helm.adapter.backend import DEFAULT_BACKEND
 from flexgen_helm.adapter.engines import ENGINES, EngineRegistry
 from flexgen_helm.adapter.progress import SuiteProgress
 from flexgen_helm.adapter.tokenizer import FlexGenTokenizer
-from flexgen_helm.errors import CheckpointError
+from flexgen_helm.errors import CheckpointError, InvalidSettingError
 from tests.conftest import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("watch")
@@ -224,3 +224,12 @@ def test_larger_batches_are_advised_once_and_only_where_they_are_missed(make_cli
         make_client().make_request(request)
     assert len(said) == 1
     assert "--runner-class-name flexgen_helm.FlexGenRunner" in said[0]
+
+
+def test_an_unknown_argument_is_named_with_those_there_are(make_client):
+    with pytest.raises(
+        InvalidSettingError,
+        match=r"client_spec.args has device_memory, which is none of checkpoint, compression,"
+        r" dtype, device, policy, budget, offload_dir, backend: correct .*model_deployments.yaml",
+    ):
+        make_client(device_memory="4GB")
