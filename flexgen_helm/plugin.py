@@ -35,7 +35,7 @@ from flexgen_helm.specs.catalog import (
     describe,
     find_known,
 )
-from flexgen_helm.specs.checkpoint_files import read_json
+from flexgen_helm.specs.checkpoint_files import is_hub_id, read_json
 from flexgen_helm.specs.deployment import PREFIX, DeploymentSpec
 from flexgen_helm.specs.model import ModelSpec
 
@@ -147,7 +147,7 @@ def _unknown(checkpoint: str) -> KnownModel:
     """Describe a checkpoint that is only known by its directory or hub id."""
     if (Path(checkpoint) / "config.json").is_file():
         source = str(Path(checkpoint).absolute())
-    elif checkpoint.count("/") == 1 and not checkpoint.startswith(("/", ".")):
+    elif is_hub_id(checkpoint):
         source = checkpoint
     else:
         raise DeploymentError(

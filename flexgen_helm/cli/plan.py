@@ -6,14 +6,16 @@ import argparse
 import json
 from pathlib import Path
 
-from flexgen_helm.errors import InvalidSettingError, WorkloadError
+from flexgen_helm.errors import HardwareError, InvalidSettingError, WorkloadError
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.calibration import measured_profile
-from flexgen_helm.specs.checkpoint_files import read_json
+from flexgen_helm.specs.catalog import KNOWN_MODELS, find_known
+from flexgen_helm.specs.checkpoint_files import cached_config, is_hub_id, read_json
 from flexgen_helm.specs.compression import Compression
+from flexgen_helm.specs.deployment import DTYPE_SUFFIXES, PREFIX, DeploymentSpec
 from flexgen_helm.specs.hardware import Hardware, read_hardware
 from flexgen_helm.specs.model import ModelSpec
-from flexgen_helm.specs.opt_sizes import SIZES, known_spec
+from flexgen_helm.specs.opt_sizes import known_spec
 from flexgen_helm.specs.shipped import hardware_profiles
 from flexgen_helm.specs.workload import RequestLengths, Workload
 
@@ -31,7 +33,12 @@ def add_plan_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
         " needed.",
     )
     add = parser.add_argument
-    add("--model", required=True, help="hub id such as facebook/opt-30b, or a directory")
+    add(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="as helm-run has it, such as flexgen/opt-30b-w4; a hub id or a directory",
+    )
     add(
         "--hardware",
         metavar="NAME",
@@ -46,9 +53,9 @@ def add_plan_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     )
     add(
         "--compression",
-        default="none",
         metavar="LABELS",
-        help="such as w4-kv4; several, separated by commas, leave the choice to the planner (none)",
+        help="such as w4-kv4; several, separated by commas, leave the choice to the planner (what"
+        " the model's name says)",
     )
     for tier in ("device", "host", "disk"):
         add(f"--{tier}-memory", metavar="SIZE", help=f"of the {tier} that may be used (all)")
@@ -63,11 +70,13 @@ def run_plan(args: argparse.Namespace) -> int:
 
     hardware = hardware_named(args.hardware)
     workload = read_suite(args.suite) if args.suite else parse_workload(args.workload)
-    spec = spec_named(args.model)
+    named = deployment_named(args.model)
+    check_dtype(named, hardware)
+    spec = spec_named(named.checkpoint)
     check_prompts(workload, spec)
     made = plan(
         spec,
-        [Compression.parse(label) for label in args.compression.split(",")],
+        compressions(named, args.compression),
         hardware,
         workload,
         MemoryBudget(device=args.device_memory, host=args.host_memory, disk=args.disk_memory),
@@ -80,21 +89,66 @@ def run_plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def spec_named(model: str) -> ModelSpec:
-    """Return the shape of a model.
+def deployment_named(model: str) -> DeploymentSpec:
+    """Return what a name means to `helm-run`, with or without ``flexgen/``; a directory is itself.
 
     Raises:
-        InvalidSettingError: it is neither known nor a directory with a `config.json`.
+        InvalidCompressionError: it ends in a compression setting that there is not.
+    """
+    if (Path(model) / "config.json").is_file():
+        return DeploymentSpec(checkpoint=model)
+    return DeploymentSpec.parse(PREFIX + model.removeprefix(PREFIX))
+
+
+def compressions(named: DeploymentSpec, labels: str | None) -> list[Compression]:
+    """Return the settings to choose among.
+
+    Raises:
+        InvalidSettingError: the model's name has one, and others are given, too.
+    """
+    if labels is None:
+        return [named.compression]
+    if named.compression.enabled:
+        raise InvalidSettingError(
+            f"--compression {labels} is given, and {named.name} says {named.compression.label}"
+            " already: leave one of them out"
+        )
+    return [Compression.parse(label) for label in labels.split(",")]
+
+
+def check_dtype(named: DeploymentSpec, hardware: Hardware) -> None:
+    """Refuse a model that is to compute in what a machine's rates are not for.
+
+    Raises:
+        HardwareError: so it is.
+    """
+    if named.dtype not in ("auto", hardware.dtype):
+        raise HardwareError(
+            f"{named.name} computes in {named.dtype}, the rates of {hardware.name!r} are for"
+            f" {hardware.dtype}: leave out {DTYPE_SUFFIXES[named.dtype]}, or name another profile"
+            f" (flexgen-helm calibrate --dtype {named.dtype} makes one)"
+        )
+
+
+def spec_named(checkpoint: str) -> ModelSpec:
+    """Return the shape of a checkpoint, without a network.
+
+    Raises:
+        InvalidSettingError: it is neither known nor a directory with a `config.json`, and has not
+            been fetched from the hub.
         CheckpointError: that is damaged, or no OPT's.
     """
-    config = Path(model) / "config.json"
+    known = find_known(checkpoint)
+    config = Path(known.checkpoint if known else checkpoint) / "config.json"
     if config.is_file():
         return ModelSpec.from_config(read_json(config))
-    spec = known_spec(model)
+    spec = known_spec(checkpoint)
+    if spec is None and is_hub_id(checkpoint) and (fetched := cached_config(checkpoint)):
+        spec = ModelSpec.from_config(read_json(fetched))
     if spec is None:
         raise InvalidSettingError(
-            f"the shape of model {model!r} is not known: name a directory with its config.json, or"
-            f" facebook/opt-SIZE with one of the sizes {', '.join(SIZES)}"
+            f"the shape of model {checkpoint!r} is not known: name a directory with its"
+            f" config.json, or one of {', '.join(model.name for model in KNOWN_MODELS)}"
         )
     return spec
 
@@ -122,7 +176,14 @@ def hardware_named(name: str | None) -> Hardware:
     """
     if name is None:
         return measured_profile()
-    return read_hardware(hardware_profiles().get(name, Path(name)))
+    profiles = hardware_profiles()
+    file = profiles.get(name, Path(name))
+    if not file.is_file():
+        raise HardwareError(
+            f"hardware {name!r} is neither a file nor a profile that ships: name one of"
+            f" {', '.join(profiles)}, or calibrate the machine itself with flexgen-helm calibrate"
+        )
+    return read_hardware(file)
 
 
 def read_suite(conf: Path) -> Workload:

@@ -23,6 +23,7 @@ from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.files import write_text_atomically
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.compression import Compression
+from flexgen_helm.specs.deployment import PREFIX
 from flexgen_helm.specs.shipped import flexgen_paper, scenarios_dir
 from flexgen_helm.specs.workload import Workload
 
@@ -137,7 +138,7 @@ def plan_for(args: argparse.Namespace, workload: Workload) -> Plan | None:
 
     try:
         return plan(
-            spec_named(args.model),
+            spec_named(args.model.removeprefix(PREFIX)),
             [Compression.parse(args.compression)],
             hardware_named(args.hardware),
             workload,

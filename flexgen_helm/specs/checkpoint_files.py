@@ -17,6 +17,19 @@ def side_files(directory: Path) -> list[Path]:
     return [file for pattern in SIDE_FILES for file in sorted(directory.glob(pattern))]
 
 
+def cached_config(hub_id: str) -> Path | None:
+    """Return the `config.json` of a checkpoint of the hub, if it has been fetched before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, "config.json")
+    return Path(found) if isinstance(found, str) else None
+
+
+def is_hub_id(checkpoint: str) -> bool:
+    """Whether a checkpoint that is no directory here may be one of the hub."""
+    return checkpoint.count("/") == 1 and not checkpoint.startswith(("/", "."))
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Return the object in a file.
 

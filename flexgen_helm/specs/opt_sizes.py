@@ -1,8 +1,9 @@
-"""The shapes of the OPT family, for models that are not at hand."""
+"""The shapes of OPT and its relatives, for models that are not at hand."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import Any
 
 from flexgen_helm.errors import InvalidSettingError
@@ -10,6 +11,7 @@ from flexgen_helm.specs.model import ModelSpec
 
 SIZES = {
     "125m": (12, 768, 12),
+    "350m": (24, 1024, 16),
     "1.3b": (24, 2048, 32),
     "2.7b": (32, 2560, 32),
     "6.7b": (32, 4096, 32),
@@ -18,15 +20,32 @@ SIZES = {
     "66b": (64, 9216, 72),
     "175b": (96, 12288, 96),
 }
-"""Layers, width and heads (Zhang et al. 2022, table 1); the MLP is four times as wide. OPT-350m,
-whose layers are different, is not among them."""
+"""Layers, width and heads of OPT and OPT-IML (Zhang et al. 2022, table 1); the MLP is four times as
+wide."""
 
-_NAME = re.compile(r"(?:facebook/|flexgen/)?opt-(?:iml-(?:max-)?)?(?P<size>\d+(?:\.\d+)?[mb])")
+GALACTICA_SIZES = {
+    "125m": (12, 768, 12),
+    "1.3b": (24, 2048, 32),
+    "6.7b": (32, 4096, 32),
+    "30b": (48, 7168, 56),
+    "120b": (96, 10240, 80),
+}
+"""Those of Galactica (Taylor et al. 2022), likewise."""
+
+_OPT_350M = {"word_embed_proj_dim": 512, "do_layer_norm_before": False}
+_GALACTICA = {"vocab_size": 50000, "activation_function": "gelu", "enable_bias": False}
+"""What the `config.json` of these says otherwise."""
+
+_OPT_NAME = re.compile(r"(?:facebook/|flexgen/)?opt-(?:iml-(?:max-)?)?(?P<size>[\d.]+[mb])")
+_GALACTICA_NAME = re.compile(r"(?:facebook/|flexgen/)?galactica-(?P<size>[\d.]+[mb])")
 
 
 def config_of(size: str) -> dict[str, Any]:
-    """Return what the `config.json` of a size says."""
-    layers, width, heads = SIZES[size]
+    """Return what the `config.json` of an OPT says."""
+    return _config(*SIZES[size]) | (_OPT_350M if size == "350m" else {})
+
+
+def _config(layers: int, width: int, heads: int) -> dict[str, Any]:
     return {
         "model_type": "opt",
         "architectures": ["OPTForCausalLM"],
@@ -46,21 +65,24 @@ def config_of(size: str) -> dict[str, Any]:
 
 
 def known_spec(model: str) -> ModelSpec | None:
-    """Return the shape of a model named as on the hub: `facebook/opt-30b`, `opt-iml-30b`, ...
+    """Return the shape of a model named as on the hub: `facebook/opt-30b`, `galactica-6.7b`, ...
 
     `None` for any other name.
     """
-    size = _size_in(model)
-    return None if size is None else ModelSpec.from_config(config_of(size))
+    if (size := _size_in(model, _OPT_NAME, SIZES)) is not None:
+        return ModelSpec.from_config(config_of(size))
+    if (size := _size_in(model, _GALACTICA_NAME, GALACTICA_SIZES)) is not None:
+        return ModelSpec.from_config(_config(*GALACTICA_SIZES[size]) | _GALACTICA)
+    return None
 
 
 def size_of(model: str) -> str:
-    """Return the size in a model's name.
+    """Return the size in an OPT's name.
 
     Raises:
         InvalidSettingError: it has none that is known.
     """
-    size = _size_in(model)
+    size = _size_in(model, _OPT_NAME, SIZES)
     if size is None:
         raise InvalidSettingError(
             f"the shape of model {model!r} is not known: name facebook/opt-SIZE with one of the"
@@ -69,6 +91,6 @@ def size_of(model: str) -> str:
     return size
 
 
-def _size_in(model: str) -> str | None:
-    match = _NAME.fullmatch(model)
-    return match["size"] if match is not None and match["size"] in SIZES else None
+def _size_in(model: str, name: re.Pattern[str], sizes: Container[str]) -> str | None:
+    match = name.fullmatch(model)
+    return match["size"] if match is not None and match["size"] in sizes else None

@@ -5,7 +5,9 @@ import sys
 import pytest
 
 from flexgen_helm.cli.main import main
+from flexgen_helm.cli.plan import spec_named
 from flexgen_helm.specs.calibration import PROFILE_VARIABLE
+from flexgen_helm.specs.catalog import KNOWN_MODELS
 from flexgen_helm.specs.shipped import scenarios_dir
 from tests.planner.machines import CPU
 
@@ -61,7 +63,10 @@ def test_without_a_name_this_machine_is_meant(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--hardware", "abacus", "--workload", "1:2/3"], "abacus cannot be read"),
+        (
+            ["--hardware", "abacus", "--workload", "1:2/3"],
+            "or a profile that ships: name one of a100-80gb, c",
+        ),
         (["--hardware", "t4", "--workload", "many"], "workload 'many' is not understood"),
         (
             ["--hardware", "t4", "--workload", "10:2049/1"],
@@ -73,6 +78,22 @@ def test_without_a_name_this_machine_is_meant(tmp_path, monkeypatch, capsys):
             "no policy of this model fits",
         ),
         (["--hardware", "t4", "--workload", "1:2/3", "--model", "gpt"], "model 'gpt' is not known"),
+        (
+            [
+                "--hardware",
+                "t4",
+                "--workload",
+                "1:2/3",
+                "--model",
+                "opt-30b-w4",
+                "--compression=w8",
+            ],
+            "--compression w8 is given, and flexgen/opt-30b-w4 says w4 already: leave one of them",
+        ),
+        (
+            ["--hardware", "t4", "--workload", "1:2/3", "--model", "flexgen/opt-30b-bf16"],
+            "computes in bfloat16, the rates of 't4' are for float16: leave out -bf16, or name",
+        ),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):
@@ -117,3 +138,39 @@ def test_the_readme_s_command(monkeypatch, capsys):
     assert command[:2] == ["flexgen-helm", "plan"]
     assert main(command[1:]) == 0
     assert "summarization_xsum_sampled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", KNOWN_MODELS, ids=[model.name for model in KNOWN_MODELS])
+def test_every_model_with_a_name_has_a_shape(model):
+    spec = spec_named(model.name)
+    assert spec == spec_named(model.checkpoint)
+    if model.num_parameters is not None:
+        assert spec.num_parameters == pytest.approx(model.num_parameters, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("name", "compression"),
+    [
+        ("flexgen/opt-1.3b-w4-kv4", "w4-kv4"),
+        ("flexgen/facebook/opt-350m-kv8-fp16", "kv8"),
+        ("galactica-1.3b-w3-g32", "w3-g32"),
+        ("flexgen/opt-embedded", "none"),
+    ],
+)
+def test_names_are_those_of_helm_run(name, compression, capsys):
+    command = ["plan", "--hardware", "t4", "--workload", "10:64/8", "--json", "--model"]
+    assert main([*command, name]) == 0
+    assert json.loads(capsys.readouterr().out)["compression"] == compression
+
+
+def test_a_directory_with_a_setting_behind_it(checkpoint, capsys):
+    command = ["plan", "--hardware", "t4", "--workload", "10:64/8", "--json", "--model"]
+    assert main([*command, f"flexgen/{checkpoint}-w4"]) == 0
+    assert json.loads(capsys.readouterr().out)["compression"] == "w4"
+
+
+def test_what_was_fetched_from_the_hub_has_a_shape(checkpoint, monkeypatch):
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda *_: str(checkpoint / "config.json")
+    )
+    assert spec_named("someone/opt") == spec_named(str(checkpoint))

@@ -169,8 +169,8 @@ def test_a_plan_for_the_machine_that_is_asked_for(asked):
 
 def test_no_plan_is_needed_where_no_machine_was_named(asked, capsys):
     workload = read_suite(scenarios_dir() / "paper_7.conf")
-    asked.model = "opt-embedded"
-    with pytest.raises(InvalidSettingError, match=r"'opt-embedded' is not known"):
+    asked.model = "someone/opt"
+    with pytest.raises(InvalidSettingError, match=r"'someone/opt' is not known"):
         plan_for(asked, workload)
     asked.hardware = None
     assert plan_for(asked, workload) is None
