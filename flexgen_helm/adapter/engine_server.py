@@ -22,6 +22,7 @@ from flexgen_helm.adapter.backend import EngineSettings, GenerationEngine, Ident
 from flexgen_helm.adapter.runtime_backend import RuntimeBackend
 from flexgen_helm.adapter.text_tokenizer import TokenizerDescription, load_description
 from flexgen_helm.errors import EngineClosedError, FlexGenError
+from flexgen_helm.notices import one_line_warnings
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
 
 OUTCOME, DONE, FAILED = "outcome", "done", "failed"
@@ -154,7 +155,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _import_slow_modules()
-    EngineServer(Connection(int(sys.argv[1]))).run()
+    with one_line_warnings():
+        EngineServer(Connection(int(sys.argv[1]))).run()
 
 
 if __name__ == "__main__":

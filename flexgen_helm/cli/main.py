@@ -20,15 +20,20 @@ from flexgen_helm.cli.stage import add_stage_parser
 from flexgen_helm.cli.sweep import add_sweep_parser
 from flexgen_helm.cli.tables import add_compare_parser, add_tables_parser
 from flexgen_helm.errors import FlexGenError
+from flexgen_helm.notices import one_line_warnings
 
 INTERRUPTED = "interrupted; what was computed is kept, and the same command goes on from there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; an error raised on purpose is one line on stderr and exit status 2."""
+    """Run a command; an error raised on purpose is one line on stderr and exit status 2.
+
+    A warning is one line, too.
+    """
     args = build_parser().parse_args(argv)
     try:
-        status: int = args.run(args)
+        with one_line_warnings():
+            status: int = args.run(args)
         sys.stdout.flush()
     except FlexGenError as error:
         print(f"flexgen-helm: {error}", file=sys.stderr)

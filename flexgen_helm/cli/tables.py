@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
 
@@ -110,8 +107,7 @@ def run_tables(args: argparse.Namespace) -> int:
     from flexgen_helm.tables.render import text_table
     from flexgen_helm.tables.write import write_tables
 
-    with _plain_warnings():
-        written = write_tables(args.runs, args.out)
+    written = write_tables(args.runs, args.out)
     costs = pd.read_parquet(args.out / "efficiency.parquet")
     print(text_table(costs, _shown(EFFICIENCY, COST_NAMES, costs)))
     print()
@@ -150,8 +146,7 @@ def print_comparison(
     from flexgen_helm.tables.compare import compare
     from flexgen_helm.tables.render import markdown_table, text_table
 
-    with _plain_warnings():
-        comparison = compare(runs, metric=metric, reference=reference, deployments=deployments)
+    comparison = compare(runs, metric=metric, reference=reference, deployments=deployments)
     render = markdown_table if markdown else text_table
     settings, overall, _ = comparison
     print(render(settings, _shown(COMPARISON, COMPARISON_NAMES, settings)))
@@ -178,13 +173,3 @@ def _shown(columns: Sequence[Column], names: Sequence[str], table: pd.DataFrame)
         for column in columns
         if column.name in names and not (column.name == "suite" and one_suite)
     ]
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Print warnings as one line each, without the place in the code that raised them."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from flexgen_helm.errors import HardwareError
+from flexgen_helm.notices import FlexGenWarning
 from flexgen_helm.planner.automatic import automatic_policy
 from flexgen_helm.planner.memory import MemoryPlan, nearest_policy, plan_memory
 from flexgen_helm.planner.plan import Plan, predict
@@ -161,5 +162,5 @@ def _measured() -> Hardware | None:
     try:
         return measured_profile()
     except HardwareError as error:
-        warnings.warn(str(error), stacklevel=2)
+        warnings.warn(str(error), FlexGenWarning, stacklevel=2)
         return None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.batching.blocks import Demand, PendingRequests, Room
+from flexgen_helm.notices import FlexGenWarning
 from flexgen_helm.runtime.block import Block
 from flexgen_helm.runtime.cuda_graphs import CaptureError
 from flexgen_helm.runtime.decode import DecodeMicroBatch
@@ -151,6 +152,7 @@ class BlockExecutor:
         warnings.warn(
             f"memory is short ({reason}): going on with micro_batch_size={size},"
             f" micro_batch_tokens={tokens} and {self.cache_tokens} tokens in the KV cache",
+            FlexGenWarning,
             stacklevel=2,
         )
         return True

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from flexgen_helm.notices import FlexGenWarning
 from flexgen_helm.runtime.cuda_graphs import Capture, CaptureError, Compute, Replay
 from flexgen_helm.runtime.decode import DecodeMicroBatch
 from flexgen_helm.runtime.model_pass import num_rows
@@ -55,6 +56,7 @@ class RepeatedPasses:
             except CaptureError as error:
                 warnings.warn(
                     f"decode is not captured as a CUDA graph ({error}): it goes on without",
+                    FlexGenWarning,
                     stacklevel=2,
                 )
                 self.give_up()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexgen_helm.errors import TablesError
+from flexgen_helm.notices import FlexGenWarning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,7 @@ def complete_runs(path: str | Path) -> list[Path]:
         path: HELM's output directory, its ``runs`` folder, one suite or one run.
 
     Warns:
-        UserWarning: runs that were begun but not completed; they are left out.
+        FlexGenWarning: runs that were begun but not completed; they are left out.
 
     Raises:
         TablesError: there is no complete run.
@@ -43,6 +44,7 @@ def complete_runs(path: str | Path) -> list[Path]:
         warnings.warn(
             f"{len(incomplete)} incomplete run(s) skipped, rerun helm-run to complete them:"
             f" {_listed(incomplete)}",
+            FlexGenWarning,
             stacklevel=3,
         )
     return complete

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flexgen_helm.errors import FlexGenError, TablesError
+from flexgen_helm.notices import FlexGenWarning
 from flexgen_helm.specs.deployment import PREFIX, DeploymentSpec
 from flexgen_helm.specs.run_record import RUN_RECORD_FILE, RunRecord
 
@@ -47,7 +48,7 @@ def read_statistics(directory: Path) -> list[Sources]:
     """One mapping per statistic, sorted, no two of the same name.
 
     Warns:
-        UserWarning: HELM wrote a statistic twice with different values; the first is kept.
+        FlexGenWarning: HELM wrote a statistic twice with different values; the first is kept.
     """
     with reading(directory / "stats.json") as path:
         by_name: dict[tuple[str, ...], Sources] = {}
@@ -57,6 +58,7 @@ def read_statistics(directory: Path) -> list[Sources]:
             if by_name.setdefault(_sort_key(sources), sources)["stats"] != stat:
                 warnings.warn(
                     f"{path} holds different values of {stat['name']}: the first is kept",
+                    FlexGenWarning,
                     stacklevel=2,
                 )
     return [by_name[key] for key in sorted(by_name)]

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, cuda
 
+from flexgen_helm.notices import FlexGenWarning
 from flexgen_helm.quant.tensor import QuantizedTensor
 from flexgen_helm.specs.compression import (
     KERNEL_BITS,
@@ -134,6 +135,10 @@ def _compile() -> bool:
         )  # fmt: skip
         dequantize_into(torch.empty(LEAST_KERNEL_GROUP, device="cuda"), tensor)
     except Exception as error:  # whatever a compiler may say
-        warnings.warn(f"Triton compiles nothing here ({error}): PyTorch computes", stacklevel=2)
+        warnings.warn(
+            f"Triton compiles nothing here ({error}): PyTorch computes",
+            FlexGenWarning,
+            stacklevel=2,
+        )
         return False
     return True
