@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flexgen_helm.cli.run import add_limits, apply_limits, helm_command
+from flexgen_helm.cli.run import add_limits, helm_command
 from flexgen_helm.errors import CommandError
 from flexgen_helm.tables.run_directories import RUN_FILES
 
@@ -33,10 +33,8 @@ def run_suite(suite: str, arguments: Sequence[str], options: argparse.Namespace)
         options: as `add_helm_options` has them.
 
     Raises:
-        InvalidSettingError: a size is not understood.
         CommandError: HELM failed, or the output directory cannot be used.
     """
-    apply_limits(options)
     runs: Path = options.output_path / "runs" / suite
     for path in drop_torn_files(runs):
         print(f"{path} was half written: its run is done again")

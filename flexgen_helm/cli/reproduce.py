@@ -18,6 +18,7 @@ from flexgen_helm.cli.convert import make_dummy
 from flexgen_helm.cli.entries import read_entries
 from flexgen_helm.cli.helm_process import add_helm_options, run_suite
 from flexgen_helm.cli.plan import hardware_named, read_suite, spec_named
+from flexgen_helm.cli.run import apply_limits
 from flexgen_helm.cli.sweep import deployments
 from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.files import write_text_atomically
@@ -65,6 +66,7 @@ def run_reproduce(args: argparse.Namespace) -> int:
     from flexgen_helm.tables.reproduction import REPRODUCTION, reproduction
     from flexgen_helm.tables.write import write_csv, write_parquet
 
+    apply_limits(args)
     suite = SUITES[args.suite]
     conf = scenarios_dir() / f"{suite}.conf"
     full = read_entries(conf)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from flexgen_helm.cli.arguments import at_least
 from flexgen_helm.cli.entries import read_entries
 from flexgen_helm.cli.helm_process import add_helm_options, run_suite
+from flexgen_helm.cli.run import apply_limits
 from flexgen_helm.cli.writing import writing
 from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.files import write_text_atomically
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.deployment import DTYPE_SUFFIXES, PREFIX, DeploymentSpec
+from flexgen_helm.tables.run_directories import any_complete
 
 SETTINGS = "none,w8,w4,w4-kv4,w3,w2-kv2"
 
 SIZE_FILE = "size.json"
-"""Beside the tables: what HELM's run names do not say, and must be the same when it goes on."""
+"""Beside the tables: what HELM's run names do not say of the suite's complete runs, and must be the
+same when it goes on."""
 
 
 def add_sweep_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -59,21 +63,22 @@ def run_sweep(args: argparse.Namespace) -> int:
     settings = [Compression.parse(label).label for label in args.settings.split(",")]
     reference = Compression.parse(args.reference).label if args.reference else settings[0]
     check(args, settings, reference)
+    apply_limits(args)
     swept = deployments(args.model, settings, args.dtype)
     suite = args.suite or args.conf.stem
     tables = args.output_path / "tables" / suite
-    keep_size(args, suite, tables / SIZE_FILE)
     trials = args.num_train_trials
-    runs = run_suite(
-        suite,
-        [
-            *("--conf-paths", str(args.conf)),
-            *("--models-to-run", *swept),
-            *("--max-eval-instances", str(args.max_eval_instances)),
-            *(("--num-train-trials", str(trials)) if trials else ()),
-        ],
-        args,
-    )
+    with kept_size(args, suite, tables / SIZE_FILE):
+        runs = run_suite(
+            suite,
+            [
+                *("--conf-paths", str(args.conf)),
+                *("--models-to-run", *swept),
+                *("--max-eval-instances", str(args.max_eval_instances)),
+                *(("--num-train-trials", str(trials)) if trials else ()),
+            ],
+            args,
+        )
     print()
     comparison = print_comparison(runs, reference=reference, deployments=swept)
     print()
@@ -122,21 +127,34 @@ def check(args: argparse.Namespace, settings: Sequence[str], reference: str) -> 
         )
 
 
-def keep_size(args: argparse.Namespace, suite: str, file: Path) -> None:
-    """Note how many instances and trials a sweep has, or check that they are those it began with.
+@contextmanager
+def kept_size(args: argparse.Namespace, suite: str, file: Path) -> Iterator[None]:
+    """Have it noted how many instances and trials a sweep has, before it has runs of that size.
 
     Raises:
-        InvalidSettingError: they are others, so that what is there could not be compared, or
-            nothing can be noted or read.
+        InvalidSettingError: see `check_size`, or nothing can be noted.
     """
-    size = {
-        "max_eval_instances": args.max_eval_instances,
-        "num_train_trials": args.num_train_trials,
-    }
-    if not file.is_file():
-        with writing(file, "--output-path"):
-            write_text_atomically(file, json.dumps(size))
+    runs = args.output_path / "runs" / suite
+    check_size(args, suite, file, runs)
+    with writing(file, "--output-path"):
+        write_text_atomically(file, json.dumps(size_of(args)))
+    try:
+        yield
+    finally:
+        if not any_complete(runs):
+            file.unlink()
+
+
+def check_size(args: argparse.Namespace, suite: str, file: Path, runs: Path) -> None:
+    """Check that a sweep goes on with as many instances and trials as it began with.
+
+    Raises:
+        InvalidSettingError: they are others, so that what is there could not be compared, or it
+            cannot be read how many they were.
+    """
+    if not (file.is_file() and any_complete(runs)):
         return
+    size = size_of(args)
     try:
         begun = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -149,3 +167,11 @@ def keep_size(args: argparse.Namespace, suite: str, file: Path) -> None:
             f"suite {suite} was begun with {begun}, this is {size}: its runs could not be compared,"
             " choose another --suite"
         )
+
+
+def size_of(args: argparse.Namespace) -> dict[str, int | None]:
+    """Return what runs of a sweep must have in common."""
+    return {
+        "max_eval_instances": args.max_eval_instances,
+        "num_train_trials": args.num_train_trials,
+    }

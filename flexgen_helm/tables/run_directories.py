@@ -36,8 +36,8 @@ def complete_runs(path: str | Path) -> list[Path]:
         TablesError: there is no complete run.
     """
     runs = _run_directories(Path(path))
-    complete = [run for run in runs if not _missing_files(run)]
-    incomplete = [run for run in runs if _missing_files(run)]
+    complete = [run for run in runs if is_complete(run)]
+    incomplete = [run for run in runs if not is_complete(run)]
     if not complete:
         raise TablesError(_nothing_to_read(Path(path), incomplete))
     if incomplete:
@@ -48,6 +48,16 @@ def complete_runs(path: str | Path) -> list[Path]:
             stacklevel=3,
         )
     return complete
+
+
+def is_complete(run: Path) -> bool:
+    """Whether HELM has written all files of a run."""
+    return all((run / name).exists() for name in RUN_FILES)
+
+
+def any_complete(suite: Path) -> bool:
+    """Whether a suite has a complete run."""
+    return any(map(is_complete, _subdirectories(suite)))
 
 
 def _run_directories(path: Path) -> list[Path]:
@@ -71,10 +81,6 @@ def _is_run(path: Path) -> bool:
 
 def _subdirectories(path: Path) -> Iterator[Path]:
     return (child for child in path.iterdir() if child.is_dir()) if path.is_dir() else iter(())
-
-
-def _missing_files(run: Path) -> list[str]:
-    return [name for name in RUN_FILES if not (run / name).exists()]
 
 
 def _nothing_to_read(path: Path, incomplete: list[Path]) -> str:

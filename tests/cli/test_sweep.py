@@ -12,6 +12,7 @@ from flexgen_helm.cli.sweep import deployments
 from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.specs.shipped import flexgen_paper, scenarios_dir
 from flexgen_helm.staging.layouts import LAYOUTS, NEED_NOTHING, scenario_of_entry
+from flexgen_helm.tables.run_directories import RUN_FILES
 
 CONFS = sorted(scenarios_dir().glob("*.conf"))
 OFFLINE = str(scenarios_dir() / "offline.conf")
@@ -24,6 +25,22 @@ def ran(monkeypatch):
 
     def note(arguments, *, log):
         calls.append(arguments)
+
+    monkeypatch.setattr(helm_process, "helm_run", note)
+    return calls
+
+
+@pytest.fixture
+def completed(monkeypatch):
+    """The same, and HELM leaves a complete run behind, if not one to tabulate."""
+    calls = []
+
+    def note(arguments, *, log):
+        calls.append(arguments)
+        run = log.parent / "runs" / log.stem / "mmlu:model=m"
+        run.mkdir(parents=True, exist_ok=True)
+        for name in RUN_FILES:
+            (run / name).write_text("{}")
 
     monkeypatch.setattr(helm_process, "helm_run", note)
     return calls
@@ -60,6 +77,7 @@ def test_mistakes_are_found_before_anything_is_run(ran, tmp_path, capsys, argume
     assert main([*command, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not ran
+    assert not (tmp_path / "out").exists()
 
 
 def test_entries_with_models_are_refused(ran, tmp_path, capsys):
@@ -70,18 +88,34 @@ def test_entries_with_models_are_refused(ran, tmp_path, capsys):
     assert not ran
 
 
-def test_a_sweep_goes_on_with_the_size_it_was_begun_with(ran, tmp_path, capsys):
+def test_a_sweep_goes_on_with_the_size_it_was_begun_with(completed, tmp_path, capsys):
     command = ["sweep", "--model", "opt-embedded", "-c", OFFLINE, "-o", str(tmp_path)]
     main([*command, "-m", "20"])
     main([*command, "-m", "20"])
-    assert len(ran) == 2
+    assert len(completed) == 2
     capsys.readouterr()
     assert main([*command, "-m", "30"]) == 2
     assert "suite offline was begun with" in capsys.readouterr().err
-    assert len(ran) == 2
+    assert len(completed) == 2
 
 
-def test_a_damaged_note_of_the_size_is_named(ran, tmp_path, capsys):
+def test_a_sweep_without_a_run_leaves_no_size(ran, tmp_path):
+    command = ["sweep", "--model", "opt-embedded", "-c", OFFLINE, "-o", str(tmp_path)]
+    main([*command, "-m", "20"])
+    assert len(ran) == 1
+    assert not list(tmp_path.rglob("size.json"))
+
+
+def test_the_size_of_a_sweep_that_was_killed_before_its_first_run_binds_nobody(ran, tmp_path):
+    command = ["sweep", "--model", "opt-embedded", "-c", OFFLINE, "-o", str(tmp_path)]
+    file = tmp_path / "tables" / "offline" / "size.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"max_eval_instances": 20, "num_train_trials": null}')
+    main([*command, "-m", "30"])
+    assert len(ran) == 1
+
+
+def test_a_damaged_note_of_the_size_is_named(completed, tmp_path, capsys):
     command = ["sweep", "--model", "opt-embedded", "-c", OFFLINE, "-o", str(tmp_path)]
     main([*command, "-m", "20"])
     file = tmp_path / "tables" / "offline" / "size.json"
@@ -92,7 +126,7 @@ def test_a_damaged_note_of_the_size_is_named(ran, tmp_path, capsys):
         r"size.json is damaged .* delete it if that was \{'max_eval_instances': 20, 'num_train",
         capsys.readouterr().err,
     )
-    assert len(ran) == 1
+    assert len(completed) == 1
 
 
 def test_trials_are_the_entries_own_unless_named(ran, tmp_path):
