@@ -25,7 +25,7 @@ from helm.benchmark import runner as helm_runner
 from helm.benchmark.adaptation.scenario_state import ScenarioState
 from helm.benchmark.model_deployment_registry import get_model_deployment
 from helm.benchmark.run_spec import RunSpec
-from helm.benchmark.runner import Runner
+from helm.benchmark.runner import Runner, RunnerError
 from helm.common.hierarchical_logger import hlog, htrack_block
 from helm.common.local_context import LocalContext
 from helm.common.object_spec import get_class_by_name
@@ -37,6 +37,7 @@ from flexgen_helm.adapter.early_imports import import_metrics
 from flexgen_helm.adapter.engine_process import ENGINE_PROCESS
 from flexgen_helm.adapter.engines import ENGINES
 from flexgen_helm.adapter.executors import HookedExecutor
+from flexgen_helm.adapter.failures import failure_text
 from flexgen_helm.adapter.garbage import rare_collections
 from flexgen_helm.adapter.parking import ParkableWork
 from flexgen_helm.adapter.progress import SuiteProgress
@@ -61,13 +62,14 @@ class FlexGenRunner(Runner):
         super().__init__(*args, **kwargs)
         self.executor = HookedExecutor(self.executor)
         self._parked: dict[str, ParkableWork] = {}
+        self._failures: list[str] = []
 
     def run_all(self, run_specs: list[RunSpec]) -> None:
         """Run all runs, as HELM does, after computing their requests.
 
         Raises:
             DeploymentError: two deployments would write the same files; nothing is run.
-            RunnerError: some runs failed; the others are complete.
+            RunnerError: some runs failed, the log ends with the reasons; the others are complete.
             Exception: with ``--exit-on-error``, what the first failing run raised.
         """
         _refuse_shared_names(run_specs)
@@ -84,14 +86,22 @@ class FlexGenRunner(Runner):
                 if executes:
                     self._prepare(self._gather(ours))
                 super().run_all(run_specs)
+            except RunnerError:
+                for failure in self._failures:
+                    hlog(failure)
+                raise
             finally:
                 self._abandon_parked()
 
     def run_one(self, run_spec: RunSpec) -> None:
         """Run one run, from where it is parked if it is."""
         parked = self._parked.pop(run_spec.name, None)
-        if parked is None or not self._finish(run_spec, parked):
-            self._run_from_start(run_spec)
+        try:
+            if parked is None or not self._finish(run_spec, parked):
+                self._run_from_start(run_spec)
+        except Exception as error:
+            self._failures.append(failure_text(run_spec.name, error))
+            raise
 
     def _finish(self, run_spec: RunSpec, parked: ParkableWork) -> bool:
         """Carry a parked run on to its end; whether it got there."""

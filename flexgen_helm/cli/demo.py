@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flexgen_helm.cli.arguments import at_least
-from flexgen_helm.cli.helm_process import helm_run
+from flexgen_helm.cli.helm_process import failures_last, helm_run
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.deployment import DeploymentSpec
 
@@ -49,7 +49,8 @@ def run_demo(args: argparse.Namespace) -> int:
     from flexgen_helm.cli.tables import print_comparison
     from flexgen_helm.tables.write import write_tables
 
-    helm_run(
+    log = args.output_path / "helm-run.log"
+    failures = helm_run(
         [
             *("--run-entries", *run_entries(args.scenarios, args.settings)),
             *("--suite", SUITE),
@@ -58,15 +59,16 @@ def run_demo(args: argparse.Namespace) -> int:
             *("--output-path", str(args.output_path)),
             *("--local-path", str(args.output_path / "prod_env")),
         ],
-        log=args.output_path / "helm-run.log",
+        log=log,
     )
     runs = args.output_path / "runs" / SUITE
-    written = write_tables(runs, args.output_path / "tables")
-    print()
-    print_comparison(runs)
-    print()
-    for path in written:
-        print(f"wrote {path}")
+    with failures_last(failures, log):
+        written = write_tables(runs, args.output_path / "tables")
+        print()
+        print_comparison(runs)
+        print()
+        for path in written:
+            print(f"wrote {path}")
     return 0
 
 

@@ -8,12 +8,18 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from flexgen_helm.adapter.failures import failures_in
 from flexgen_helm.cli.run import add_limits, helm_command
-from flexgen_helm.errors import CommandError
+from flexgen_helm.errors import CommandError, TablesError
 from flexgen_helm.tables.run_directories import RUN_FILES
+
+AGAIN = (
+    "run the same command again once the reason is gone, finished requests are not computed twice"
+)
 
 
 def add_helm_options(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +30,9 @@ def add_helm_options(parser: argparse.ArgumentParser) -> None:
     add_limits(parser)
 
 
-def run_suite(suite: str, arguments: Sequence[str], options: argparse.Namespace) -> Path:
-    """Run what is missing of a suite; return the directory of its runs.
+@contextmanager
+def suite_runs(suite: str, arguments: Sequence[str], options: argparse.Namespace) -> Iterator[Path]:
+    """Run what is missing of a suite; lends the directory of its runs, to print tables of.
 
     Args:
         suite: HELM's name for the runs.
@@ -33,12 +40,14 @@ def run_suite(suite: str, arguments: Sequence[str], options: argparse.Namespace)
         options: as `add_helm_options` has them.
 
     Raises:
-        CommandError: HELM failed, or the output directory cannot be used.
+        CommandError: HELM failed, or the output directory cannot be used; or, last, see
+            `failures_last`.
     """
     runs: Path = options.output_path / "runs" / suite
     for path in drop_torn_files(runs):
         print(f"{path} was half written: its run is done again")
-    helm_run(
+    log = options.output_path / f"{suite}.log"
+    failures = helm_run(
         [
             *arguments,
             *("--suite", suite),
@@ -46,28 +55,53 @@ def run_suite(suite: str, arguments: Sequence[str], options: argparse.Namespace)
             *("--local-path", str(options.local_path)),
             "--skip-completed-runs",
         ],
-        log=options.output_path / f"{suite}.log",
+        log=log,
     )
-    return runs
+    with failures_last(failures, log):
+        yield runs
 
 
-def helm_run(arguments: Sequence[str], *, log: Path) -> None:
+@contextmanager
+def failures_last(failures: Sequence[str], log: Path) -> Iterator[None]:
+    """Say which runs failed, and why, behind what is printed of the others.
+
+    Raises:
+        CommandError: some failed.
+    """
+    try:
+        yield
+    except TablesError:
+        if not failures:  # else there is nothing to tabulate because of them
+            raise
+    if failures:
+        sys.stdout.flush()
+        print("", *(f"failed: {failure}" for failure in failures), sep="\n", file=sys.stderr)
+        raise CommandError(
+            f"{len(failures)} run(s) failed, as listed above; {log} has more about it: {AGAIN}"
+        )
+
+
+def helm_run(arguments: Sequence[str], *, log: Path) -> list[str]:
     """Run HELM: its log goes to a file, its progress bars stay visible.
 
     Args:
         arguments: those of `helm-run`.
         log: the file; continued if it is there.
 
+    Returns:
+        runs that failed, and why.
+
     Raises:
-        CommandError: it failed.
+        CommandError: it failed otherwise.
     """
     command = helm_command(arguments)
     print(f"$ {shlex.join(command)} >> {shlex.quote(str(log))}", flush=True)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as stdout:
+            begin = stdout.tell()
             status = subprocess.run(
-                [sys.executable, "-m", "helm.benchmark.run", *command[1:]],
+                [sys.executable, "-m", "flexgen_helm", "run", *command[1:]],
                 stdout=stdout,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 check=False,
@@ -76,11 +110,19 @@ def helm_run(arguments: Sequence[str], *, log: Path) -> None:
         raise CommandError(
             f"{log} cannot be written ({error.strerror or error}): choose another --output-path"
         ) from error
-    if status != 0:
+    failures = _failures_behind(begin, log) if status else []
+    if status and not failures:
         raise CommandError(
-            f"helm-run ended with status {status}: the reason is at the end of {log}; run the same"
-            " command again once it is gone, finished requests are not computed twice"
+            f"helm-run ended with status {status}: the reason is above, or at the end of {log}:"
+            f" {AGAIN}"
         )
+    return failures
+
+
+def _failures_behind(begin: int, log: Path) -> list[str]:
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        lines.seek(begin)
+        return failures_in(lines)
 
 
 def drop_torn_files(suite: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from flexgen_helm.adapter.limits import MEMORY_VARIABLES
 from flexgen_helm.cli.arguments import at_least
 from flexgen_helm.cli.convert import make_dummy
 from flexgen_helm.cli.entries import read_entries
-from flexgen_helm.cli.helm_process import add_helm_options, run_suite
+from flexgen_helm.cli.helm_process import add_helm_options, suite_runs
 from flexgen_helm.cli.plan import hardware_named, read_suite, spec_named
 from flexgen_helm.cli.run import apply_limits
 from flexgen_helm.cli.sweep import deployments
@@ -76,30 +76,27 @@ def run_reproduce(args: argparse.Namespace) -> int:
         print(plan_text(plan), end="\n\n")
     checkpoint = str(_dummy(args)) if args.dummy else args.model
     [deployment] = deployments(checkpoint, [args.compression])
+    arguments = [
+        *("--run-entries", *entries),
+        *("--models-to-run", deployment),
+        *("--max-eval-instances", "1000"),  # every entry has its own
+    ]
     start_s = perf_counter()
-    runs = run_suite(
-        suite,
-        [
-            *("--run-entries", *entries),
-            *("--models-to-run", deployment),
-            *("--max-eval-instances", "1000"),  # every entry has its own
-        ],
-        args,
-    )
-    took_s = perf_counter() - start_s
-    costs = efficiency(runs)
-    ours = costs[costs["deployment"] == deployment]
-    table = reproduction(ours, entries, flexgen_paper()["helm"]["rows"], plan)
-    shown = [column for column in REPRODUCTION if column.name != "run"]
-    print(f"\n{text_table(table, shown)}\n")
-    print(f"helm-run took {took_s / 60:.3g} minutes, for what was missing, metrics included")
-    out = args.output_path / "tables" / suite
-    written = [write_parquet(table, out / "reproduction.parquet")]
-    written += [write_csv(table, out / "reproduction.csv"), out / "conditions.json"]
-    conditions = _conditions(args, deployment, entries, plan)
-    write_text_atomically(written[-1], json.dumps(conditions, indent=2))
-    for path in written:
-        print(f"wrote {path}")
+    with suite_runs(suite, arguments, args) as runs:
+        took_s = perf_counter() - start_s
+        costs = efficiency(runs)
+        ours = costs[costs["deployment"] == deployment]
+        table = reproduction(ours, entries, flexgen_paper()["helm"]["rows"], plan)
+        shown = [column for column in REPRODUCTION if column.name != "run"]
+        print(f"\n{text_table(table, shown)}\n")
+        print(f"helm-run took {took_s / 60:.3g} minutes, for what was missing, metrics included")
+        out = args.output_path / "tables" / suite
+        written = [write_parquet(table, out / "reproduction.parquet")]
+        written += [write_csv(table, out / "reproduction.csv"), out / "conditions.json"]
+        conditions = _conditions(args, deployment, entries, plan)
+        write_text_atomically(written[-1], json.dumps(conditions, indent=2))
+        for path in written:
+            print(f"wrote {path}")
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flexgen_helm.cli.arguments import at_least
 from flexgen_helm.cli.entries import read_entries
-from flexgen_helm.cli.helm_process import add_helm_options, run_suite
+from flexgen_helm.cli.helm_process import add_helm_options, suite_runs
 from flexgen_helm.cli.run import apply_limits
 from flexgen_helm.cli.writing import writing
 from flexgen_helm.errors import InvalidSettingError
@@ -68,23 +68,22 @@ def run_sweep(args: argparse.Namespace) -> int:
     suite = args.suite or args.conf.stem
     tables = args.output_path / "tables" / suite
     trials = args.num_train_trials
-    with kept_size(args, suite, tables / SIZE_FILE):
-        runs = run_suite(
-            suite,
-            [
-                *("--conf-paths", str(args.conf)),
-                *("--models-to-run", *swept),
-                *("--max-eval-instances", str(args.max_eval_instances)),
-                *(("--num-train-trials", str(trials)) if trials else ()),
-            ],
-            args,
-        )
-    print()
-    comparison = print_comparison(runs, reference=reference, deployments=swept)
-    print()
-    title = f"{args.model}: {suite} under {len(settings)} compression settings"
-    for path in write_all(comparison, tables, title):
-        print(f"wrote {path}")
+    arguments = [
+        *("--conf-paths", str(args.conf)),
+        *("--models-to-run", *swept),
+        *("--max-eval-instances", str(args.max_eval_instances)),
+        *(("--num-train-trials", str(trials)) if trials else ()),
+    ]
+    with (
+        kept_size(args, suite, tables / SIZE_FILE),
+        suite_runs(suite, arguments, args) as runs,
+    ):
+        print()
+        comparison = print_comparison(runs, reference=reference, deployments=swept)
+        print()
+        title = f"{args.model}: {suite} under {len(settings)} compression settings"
+        for path in write_all(comparison, tables, title):
+            print(f"wrote {path}")
     return 0
 
 

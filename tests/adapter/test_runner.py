@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -166,6 +167,17 @@ def test_a_killed_process_fails_the_runs_of_its_deployment_only(
         run_suite(tmp_path, [entry for name in names.values() for entry in dyck(name, 3)])
     [complete] = runs_of(tmp_path).glob("*/stats.json")
     assert complete.parent.name.endswith(names[other].replace("/", "_"))
+
+
+def test_the_log_ends_with_the_reasons_of_failed_runs(tmp_path, deploy, watch, monkeypatch):
+    said = []
+    monkeypatch.setattr(runner, "hlog", said.append)
+    watch.fail_after = 6
+    with pytest.raises(RunnerError):
+        run_suite(tmp_path, dyck(deploy(), 3, 4))
+    assert re.fullmatch(
+        "Failed run dyck_language_np=4:.*: RuntimeError: the engine broke", said[-1]
+    )
 
 
 def test_an_invalid_request_fails_its_run_only(tmp_path, deploy, watch, monkeypatch):

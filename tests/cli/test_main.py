@@ -88,6 +88,6 @@ def test_a_failed_helm_run_is_one_line_that_names_the_log(tmp_path, monkeypatch,
     monkeypatch.setattr(subprocess, "run", failing_run)
     assert main(["demo", "--settings", "none", "--output-path", str(tmp_path / "out")]) == 2
     log = tmp_path / "out" / "helm-run.log"
-    assert f"helm-run ended with status 3: the reason is at the end of {log}" in (
+    assert f"helm-run ended with status 3: the reason is above, or at the end of {log}" in (
         capsys.readouterr().err
     )
