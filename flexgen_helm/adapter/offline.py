@@ -10,6 +10,10 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
+from http.client import HTTPException
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from helm.common.hierarchical_logger import hwarn
 
@@ -34,14 +38,32 @@ def bound_downloads() -> None:
 
 
 def is_reachable(host: str, *, timeout_s: float) -> bool:
-    """Whether a TLS port answers. Name resolution has no timeout of its own, hence the thread."""
+    """Whether a TLS port answers."""
+    return _in_time(lambda: _connects(host, timeout_s), timeout_s)
+
+
+def responds(url: str, *, timeout_s: float = 10.0) -> bool:
+    """Whether a server answers, whatever it may say, through a proxy if there is one."""
+    return _in_time(lambda: _answers(url, timeout_s), timeout_s)
+
+
+def _in_time(asks: Callable[[], bool], timeout_s: float) -> bool:
+    """Name resolution has no timeout of its own, hence the thread."""
     answers: list[bool] = []
-    thread = threading.Thread(
-        target=lambda: answers.append(_connects(host, timeout_s)), daemon=True
-    )
+    thread = threading.Thread(target=lambda: answers.append(asks()), daemon=True)
     thread.start()
     thread.join(timeout_s)
     return any(answers)
+
+
+def _answers(url: str, timeout_s: float) -> bool:
+    try:
+        with urlopen(Request(url, method="HEAD"), timeout=timeout_s):
+            return True
+    except HTTPError:
+        return True
+    except (OSError, HTTPException, ValueError):  # ValueError: no URL at all
+        return False
 
 
 def _connects(host: str, timeout_s: float) -> bool:

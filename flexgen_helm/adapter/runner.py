@@ -39,6 +39,7 @@ from flexgen_helm.adapter.engines import ENGINES
 from flexgen_helm.adapter.executors import HookedExecutor
 from flexgen_helm.adapter.failures import failure_text
 from flexgen_helm.adapter.garbage import rare_collections
+from flexgen_helm.adapter.needs import require_checkpoints, require_data
 from flexgen_helm.adapter.parking import ParkableWork
 from flexgen_helm.adapter.progress import SuiteProgress
 from flexgen_helm.adapter.random_state import RandomState
@@ -69,11 +70,14 @@ class FlexGenRunner(Runner):
 
         Raises:
             DeploymentError: two deployments would write the same files; nothing is run.
+            StagingError: scenario data are missing, and cannot be downloaded; nothing is run.
+            CheckpointError: likewise a checkpoint.
             RunnerError: some runs failed, the log ends with the reasons; the others are complete.
             Exception: with ``--exit-on-error``, what the first failing run raised.
         """
         _refuse_shared_names(run_specs)
         ours = [spec for spec in run_specs if is_ours(spec)]
+        self._require_all(ours)
         if ours:
             ENGINE_PROCESS.start()  # it takes seconds; meanwhile:
         with rare_collections():
@@ -123,6 +127,18 @@ class FlexGenRunner(Runner):
 
         self.executor.after = write_record
         super().run_one(run_spec)
+
+    def _require_all(self, run_specs: Sequence[RunSpec]) -> None:
+        """Refuse to begin where something is missing that runs to be made need."""
+        left = [
+            spec
+            for spec in run_specs
+            if not (self.skip_completed_runs and self._is_run_completed(self._get_run_path(spec)))
+        ]
+        if not (self.skip_instances or self.cache_instances):  # which may be there without data
+            require_data([spec.name for spec in left], Path(self.output_path))
+        if self._executes_here():
+            require_checkpoints([spec.adapter_spec.model_deployment for spec in left])
 
     def _executes_here(self) -> bool:
         """Whether any request will be made, and by this process rather than a proxy server."""

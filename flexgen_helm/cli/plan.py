@@ -10,7 +10,7 @@ from flexgen_helm.errors import HardwareError, InvalidSettingError, WorkloadErro
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.calibration import measured_profile
 from flexgen_helm.specs.catalog import KNOWN_MODELS, find_known
-from flexgen_helm.specs.checkpoint_files import cached_config, is_hub_id, read_json
+from flexgen_helm.specs.checkpoint_files import fetched_file, is_hub_id, read_json
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.deployment import DTYPE_SUFFIXES, PREFIX, DeploymentSpec
 from flexgen_helm.specs.hardware import Hardware, read_hardware
@@ -143,7 +143,11 @@ def spec_named(checkpoint: str) -> ModelSpec:
     if config.is_file():
         return ModelSpec.from_config(read_json(config))
     spec = known_spec(checkpoint)
-    if spec is None and is_hub_id(checkpoint) and (fetched := cached_config(checkpoint)):
+    if (
+        spec is None
+        and is_hub_id(checkpoint)
+        and (fetched := fetched_file(checkpoint, "config.json"))
+    ):
         spec = ModelSpec.from_config(read_json(fetched))
     if spec is None:
         raise InvalidSettingError(

@@ -17,12 +17,17 @@ def side_files(directory: Path) -> list[Path]:
     return [file for pattern in SIDE_FILES for file in sorted(directory.glob(pattern))]
 
 
-def cached_config(hub_id: str) -> Path | None:
-    """Return the `config.json` of a checkpoint of the hub, if it has been fetched before."""
+def fetched_file(hub_id: str, name: str) -> Path | None:
+    """Return a file of a checkpoint of the hub, if it has been fetched before."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(hub_id, "config.json")
+    found = try_to_load_from_cache(hub_id, name)
     return Path(found) if isinstance(found, str) else None
+
+
+def is_fetched(hub_id: str) -> bool:
+    """Whether any configuration of a checkpoint or tokenizer of the hub has been fetched before."""
+    return any(fetched_file(hub_id, name) for name in ("config.json", "tokenizer_config.json"))
 
 
 def is_hub_id(checkpoint: str) -> bool:

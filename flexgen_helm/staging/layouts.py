@@ -20,6 +20,9 @@ Check = Callable[[Path], object]
 class Layout:
     """Files of a scenario, below the directory that has its name."""
 
+    url: str
+    """Of the host that HELM downloads them from, or most of them."""
+
     files: Mapping[str, Check]
     """Glob patterns, each of which some file must match, and how a file is checked."""
 
@@ -83,19 +86,22 @@ class _PlainUnpickler(pickle.Unpickler):
 
 LAYOUTS: Mapping[str, Layout] = {
     "boolq": Layout(
+        url="https://huggingface.co",
         files={
             "data/train": check_lines_of("question", "passage", "answer"),
             "data/dev": check_lines_of("question", "passage", "answer"),
             "data/boolq_perturbed.jsonl": check_json,
-        }
+        },
     ),
     "gsm": Layout(
+        url="https://raw.githubusercontent.com",
         files={
             "gsm_data_train": check_lines_of("question", "answer"),
             "gsm_data_test": check_lines_of("question", "answer"),
-        }
+        },
     ),
     "imdb": Layout(
+        url="https://ai.stanford.edu",
         files={
             "data/train/pos/*.txt": check_text,
             "data/train/neg/*.txt": check_text,
@@ -104,20 +110,26 @@ LAYOUTS: Mapping[str, Layout] = {
             "data/*_original.tsv": check_text,
             "data/*_contrast.tsv": check_text,
             "data/imdb_scenario_pinned_file_order.json": check_json,
-        }
+        },
     ),
     "mmlu": Layout(
+        url="https://people.eecs.berkeley.edu",
         files={"data/dev/*.csv": check_csv, "data/test/*.csv": check_csv},
         optional={"data/val/*.csv": check_csv, "data/auxiliary_train/*.csv": check_csv},
     ),
-    "summarization": Layout(files={"data/*.pk": check_pickle}),
+    "summarization": Layout(
+        url="https://storage.googleapis.com", files={"data/*.pk": check_pickle}
+    ),
     "wikifact": Layout(
+        url="https://worksheets.codalab.org",
         files={
             f"data/{split}.jsonl": check_lines_of("property", "template", "result_names")
             for split in ("train", "dev", "test")
-        }
+        },
     ),
-    "wikitext_103": Layout(files={"data/wiki.test.raw": check_text}),
+    "wikitext_103": Layout(
+        url="https://s3.amazonaws.com", files={"data/wiki.test.raw": check_text}
+    ),
 }
 """By HELM's name of the scenario."""
 
@@ -175,20 +187,26 @@ def check_files(directory: Path, layout: Layout, needed: Sequence[str] = ()) -> 
         StagingError: one is missing, or not what HELM reads.
     """
     found: list[Path] = []
-    missing = [file for file in needed if not (directory / file).is_file()]
     for pattern, check in {**layout.files, **layout.optional}.items():
-        files = sorted(path for path in directory.glob(pattern) if path.is_file())
-        if not files and pattern in layout.files:
-            missing.append(pattern)
-        for path in files:
+        for path in sorted(path for path in directory.glob(pattern) if path.is_file()):
             _check(path, check)
             found.append(path.relative_to(directory))
-    if missing:
+    if missing := missing_files(directory, layout, needed):
         raise StagingError(
             f"{directory} has no {', '.join(missing)}: it must be laid out as HELM lays out its"
             " downloads"
         )
     return found
+
+
+def missing_files(directory: Path, layout: Layout, needed: Sequence[str] = ()) -> list[str]:
+    """Return the files and patterns that nothing below a directory is of; see `check_files`."""
+    patterns = [
+        pattern
+        for pattern in layout.files
+        if not any(path.is_file() for path in directory.glob(pattern))
+    ]
+    return [*(file for file in needed if not (directory / file).is_file()), *patterns]
 
 
 _DAMAGED = (

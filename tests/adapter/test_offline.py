@@ -1,6 +1,9 @@
 import socket
 import threading
 import time
+from email.message import Message
+from http.client import BadStatusLine
+from urllib.error import HTTPError, URLError
 
 import nltk
 import pytest
@@ -67,3 +70,20 @@ def test_a_refused_connection_is_no_network(monkeypatch):
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     assert not offline.is_reachable("example.org", timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "answer"),
+    [
+        (HTTPError("https://example.org", 403, "no", Message(), None), True),
+        (URLError("Tunnel connection failed: 403 Forbidden"), False),
+        (BadStatusLine("?"), False),
+        (ValueError("unknown url type"), False),
+    ],
+)
+def test_a_server_answers_whatever_it_says_and_a_proxy_is_none(monkeypatch, outcome, answer):
+    def ask(request, *, timeout):
+        raise outcome
+
+    monkeypatch.setattr(offline, "urlopen", ask)
+    assert offline.responds("https://example.org") is answer

@@ -18,11 +18,11 @@ from helm.benchmark.executor import ExecutorError
 from helm.benchmark.runner import RunnerError
 from helm.benchmark.scenarios.dyck_language_scenario import DyckLanguageScenario
 
-from flexgen_helm.adapter import runner
+from flexgen_helm.adapter import offline, runner
 from flexgen_helm.adapter.backend import DEFAULT_BACKEND
 from flexgen_helm.adapter.engine_process import ENGINE_PROCESS, RemoteEngine
 from flexgen_helm.adapter.fake import SECONDS_PER_TOKEN, FakeEngine
-from flexgen_helm.errors import DeploymentError
+from flexgen_helm.errors import DeploymentError, StagingError
 from flexgen_helm.specs.run_record import RunRecord
 from tests.adapter.suites import FLEXGEN, HELM_FILES, RECORD, read_runs, run_suite, runs_of
 
@@ -217,6 +217,16 @@ def test_deployments_whose_runs_have_one_name_are_refused(tmp_path, byte_checkpo
     entries = [entry for directory in directories for entry in dyck(f"flexgen/{directory}", 3)]
     with pytest.raises(DeploymentError, match=r"one/final/opt' and '.*two/final/opt' .*--suite"):
         run_suite(tmp_path, entries)
+    assert not list(runs_of(tmp_path).glob("dyck*"))
+
+
+def test_nothing_is_loaded_or_asked_where_data_cannot_be_had(tmp_path, deploy, watch, monkeypatch):
+    monkeypatch.setattr(offline, "_answers", lambda *_: False)
+    name = deploy()
+    entries = [*dyck(name, 3), f"gsm:model={name}"]
+    with pytest.raises(StagingError, match="flexgen-helm stage gsm"):
+        run_suite(tmp_path, entries)
+    assert not watch.loaded
     assert not list(runs_of(tmp_path).glob("dyck*"))
 
 
