@@ -46,19 +46,27 @@ def suite_runs(suite: str, arguments: Sequence[str], options: argparse.Namespace
     runs: Path = options.output_path / "runs" / suite
     for path in drop_torn_files(runs):
         print(f"{path} was half written: its run is done again")
-    log = options.output_path / f"{suite}.log"
-    failures = helm_run(
-        [
-            *arguments,
-            *("--suite", suite),
-            *("--output-path", str(options.output_path)),
-            *("--local-path", str(options.local_path)),
-            "--skip-completed-runs",
-        ],
-        log=log,
-    )
+    log = log_of(suite, options)
+    failures = helm_run(helm_arguments(suite, arguments, options), log=log)
     with failures_last(failures, log):
         yield runs
+
+
+def helm_arguments(suite: str, arguments: Sequence[str], options: argparse.Namespace) -> list[str]:
+    """Return all arguments of the `helm-run` that `suite_runs` starts."""
+    return [
+        *arguments,
+        *("--suite", suite),
+        *("--output-path", str(options.output_path)),
+        *("--local-path", str(options.local_path)),
+        "--skip-completed-runs",
+    ]
+
+
+def log_of(suite: str, options: argparse.Namespace) -> Path:
+    """Return the file that the log of a suite goes to."""
+    file: Path = options.output_path / f"{suite}.log"
+    return file
 
 
 @contextmanager
@@ -126,19 +134,24 @@ def _failures_behind(begin: int, log: Path) -> list[str]:
 
 
 def drop_torn_files(suite: Path) -> list[Path]:
-    """Delete files of runs that a killed process has half written, and return them.
+    """Delete the `torn_files` of a suite, and return them."""
+    torn = torn_files(suite)
+    for path in torn:
+        path.unlink()
+    return torn
+
+
+def torn_files(suite: Path) -> list[Path]:
+    """Return files of runs that a killed process has half written.
 
     HELM takes a run with all files for complete, whatever is in them.
     """
-    torn = [
+    return [
         path
         for run in sorted(suite.glob("*:*"))
         for path in map(run.joinpath, RUN_FILES)
         if path.is_file() and not _is_json(path)
     ]
-    for path in torn:
-        path.unlink()
-    return torn
 
 
 def _is_json(path: Path) -> bool:

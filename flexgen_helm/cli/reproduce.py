@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flexgen_helm.adapter.limits import MEMORY_VARIABLES
 from flexgen_helm.cli.arguments import at_least
 from flexgen_helm.cli.convert import make_dummy
+from flexgen_helm.cli.dry_run import add_dry_run, print_runs
 from flexgen_helm.cli.entries import read_entries
 from flexgen_helm.cli.helm_process import add_helm_options, suite_runs
 from flexgen_helm.cli.plan import hardware_named, read_suite, spec_named
@@ -55,6 +56,7 @@ def add_reproduce_parser(subparsers: argparse._SubParsersAction[argparse.Argumen
     add("--tokenizer", type=Path, metavar="DIR", help="of OPT, for --dummy")
     add("-m", "--max-eval-instances", type=at_least(1), metavar="N", help="fewer than the paper's")
     add_helm_options(parser)
+    add_dry_run(parser)
     parser.set_defaults(run=run_reproduce)
 
 
@@ -74,13 +76,17 @@ def run_reproduce(args: argparse.Namespace) -> int:
     plan = plan_for(args, shortened(read_suite(conf), full, entries))
     if plan is not None:
         print(plan_text(plan), end="\n\n")
-    checkpoint = str(_dummy(args)) if args.dummy else args.model
+    checkpoint = _dummy(args) if args.dummy else args.model
+    tables = args.output_path / "tables" / suite
     [deployment] = deployments(checkpoint, [args.compression])
     arguments = [
         *("--run-entries", *entries),
         *("--models-to-run", deployment),
         *("--max-eval-instances", "1000"),  # every entry has its own
     ]
+    if args.dry_run:
+        print_runs(suite, arguments, args, tables)
+        return 0
     start_s = perf_counter()
     with suite_runs(suite, arguments, args) as runs:
         took_s = perf_counter() - start_s
@@ -90,9 +96,8 @@ def run_reproduce(args: argparse.Namespace) -> int:
         shown = [column for column in REPRODUCTION if column.name != "run"]
         print(f"\n{text_table(table, shown)}\n")
         print(f"helm-run took {took_s / 60:.3g} minutes, for what was missing, metrics included")
-        out = args.output_path / "tables" / suite
-        written = [write_parquet(table, out / "reproduction.parquet")]
-        written += [write_csv(table, out / "reproduction.csv"), out / "conditions.json"]
+        written = [write_parquet(table, tables / "reproduction.parquet")]
+        written += [write_csv(table, tables / "reproduction.csv"), tables / "conditions.json"]
         conditions = _conditions(args, deployment, entries, plan)
         write_text_atomically(written[-1], json.dumps(conditions, indent=2))
         for path in written:
@@ -171,10 +176,12 @@ def _conditions(
     }
 
 
-def _dummy(args: argparse.Namespace) -> Path:
-    """Make a dummy of the model's shape."""
+def _dummy(args: argparse.Namespace) -> str:
+    """Make a dummy of the model's shape; in a dry run the model itself stands in for it."""
     from flexgen_helm.specs.opt_sizes import size_of
 
     size = size_of(args.model)
     directory = (args.output_path / "checkpoints" / f"dummy-opt-{size}").resolve()
-    return make_dummy(f"opt-{size}", args.tokenizer, directory, option="--output-path")
+    if args.dry_run:
+        return str(directory) if (directory / "config.json").is_file() else args.model
+    return str(make_dummy(f"opt-{size}", args.tokenizer, directory, option="--output-path"))

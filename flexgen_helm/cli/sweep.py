@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flexgen_helm.cli.arguments import at_least
+from flexgen_helm.cli.dry_run import add_dry_run, print_runs
 from flexgen_helm.cli.entries import read_entries
 from flexgen_helm.cli.helm_process import add_helm_options, suite_runs
 from flexgen_helm.cli.run import apply_limits
@@ -53,6 +54,7 @@ def add_sweep_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
     add("--reference", metavar="LABEL", help="setting others are compared with (the first one)")
     add("--dtype", choices=DTYPE_SUFFIXES, default="auto", help="compute dtype of all settings")
     add_helm_options(parser)
+    add_dry_run(parser)
     parser.set_defaults(run=run_sweep)
 
 
@@ -74,6 +76,10 @@ def run_sweep(args: argparse.Namespace) -> int:
         *("--max-eval-instances", str(args.max_eval_instances)),
         *(("--num-train-trials", str(trials)) if trials else ()),
     ]
+    if args.dry_run:
+        check_size(args, suite, tables / SIZE_FILE)
+        print_runs(suite, arguments, args, tables)
+        return 0
     with (
         kept_size(args, suite, tables / SIZE_FILE),
         suite_runs(suite, arguments, args) as runs,
@@ -133,25 +139,29 @@ def kept_size(args: argparse.Namespace, suite: str, file: Path) -> Iterator[None
     Raises:
         InvalidSettingError: see `check_size`, or nothing can be noted.
     """
-    runs = args.output_path / "runs" / suite
-    check_size(args, suite, file, runs)
+    check_size(args, suite, file)
     with writing(file, "--output-path"):
         write_text_atomically(file, json.dumps(size_of(args)))
     try:
         yield
     finally:
-        if not any_complete(runs):
+        if not has_runs(args, suite):
             file.unlink()
 
 
-def check_size(args: argparse.Namespace, suite: str, file: Path, runs: Path) -> None:
+def has_runs(args: argparse.Namespace, suite: str) -> bool:
+    """Whether a suite has complete runs."""
+    return any_complete(args.output_path / "runs" / suite)
+
+
+def check_size(args: argparse.Namespace, suite: str, file: Path) -> None:
     """Check that a sweep goes on with as many instances and trials as it began with.
 
     Raises:
         InvalidSettingError: they are others, so that what is there could not be compared, or it
             cannot be read how many they were.
     """
-    if not (file.is_file() and any_complete(runs)):
+    if not (file.is_file() and has_runs(args, suite)):
         return
     size = size_of(args)
     try:
