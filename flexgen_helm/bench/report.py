@@ -34,11 +34,16 @@ class Report:
         """Return the report as one line."""
         return json.dumps(asdict(self))
 
-    def to_text(self) -> str:
-        """Return conditions, a table for each kind of row, and the ratios, for a terminal."""
+    def to_text(self, width: int | None = None) -> str:
+        """Return conditions, a table for each kind of row, and the ratios, for a terminal.
+
+        Args:
+            width: characters of a line, for tables.
+        """
         kinds = [list(rows) for _, rows in groupby(self.rows, key=tuple)]
         ratios = {name: f"{format_number(ratio)}x" for name, ratio in self.ratios.items()}
-        parts = [_listed(self.conditions), *map(_table, kinds), _listed(ratios)]
+        tables = [_table(rows, width) for rows in kinds]
+        parts = [_listed(self.conditions), *tables, _listed(ratios)]
         return "\n\n".join(part for part in parts if part)
 
 
@@ -46,10 +51,10 @@ def _listed(values: Mapping[str, Cell]) -> str:
     return "\n".join(f"{name}: {_text(value)}" for name, value in values.items())
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[Row], width: int | None) -> str:
     columns = [_column(name, rows) for name in rows[0]]
     verbal = [{name: _verbal(value) for name, value in row.items()} for row in rows]
-    return text_table(frame_of(columns, verbal), columns)
+    return text_table(frame_of(columns, verbal), columns, width)
 
 
 def _column(name: str, rows: Sequence[Row]) -> Column:

@@ -20,6 +20,7 @@ from flexgen_helm.bench.trial import ACCELERATE, TRANSFORMERS, Bench, Workload
 from flexgen_helm.bench.trial import PEERS as PEER_SYSTEMS
 from flexgen_helm.cli.arguments import at_least
 from flexgen_helm.cli.plan import hardware_named
+from flexgen_helm.cli.terminal import terminal_width
 from flexgen_helm.errors import BenchmarkError
 from flexgen_helm.specs.opt_sizes import SIZES
 from flexgen_helm.units import parse_bytes
@@ -53,7 +54,7 @@ def add_bench_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
 
 def print_report(report: Report, *, as_json: bool) -> None:
     """Print a report as every benchmark does: on stdout, whose last line is the JSON object."""
-    print(report.to_json() if as_json else report.to_text(), flush=True)
+    print(report.to_json() if as_json else report.to_text(terminal_width()), flush=True)
 
 
 def _add_helm_parser(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from flexgen_helm.cli.helm_process import helm_arguments, log_of, torn_files
 from flexgen_helm.cli.run import helm_command
+from flexgen_helm.cli.terminal import terminal_width
 from flexgen_helm.specs.deployment import DeploymentSpec
 from flexgen_helm.tables.run_directories import is_complete
 
@@ -53,7 +54,7 @@ def print_runs(
         for spec, deployment in zip(specs, deployments, strict=True)
     ]
     left = [spec.name for spec in specs if spec.name not in done]
-    print(text_table(frame_of(PLANNED_RUNS, rows), PLANNED_RUNS))
+    print(text_table(frame_of(PLANNED_RUNS, rows), PLANNED_RUNS, terminal_width()))
     print(f"\nleft to do  {len(left)} of {len(specs)} runs")
     for scenario, files in missing_data(left, options.output_path / "scenarios").items():
         print(f"not here    {', '.join(files)} of {scenario}: HELM would download them")

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from flexgen_helm.cli.terminal import terminal_width
 from flexgen_helm.errors import HardwareError, InvalidSettingError, WorkloadError
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.calibration import measured_profile
@@ -85,7 +86,7 @@ def run_plan(args: argparse.Namespace) -> int:
         about = {"model": args.model, "hardware": hardware.name, "workload": workload.name}
         print(json.dumps({**made.to_dict(), **about}))
     else:
-        print(plan_text(made))
+        print(plan_text(made, terminal_width()))
     return 0
 
 

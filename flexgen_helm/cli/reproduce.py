@@ -21,6 +21,7 @@ from flexgen_helm.cli.helm_process import add_helm_options, suite_runs
 from flexgen_helm.cli.plan import hardware_named, read_suite, spec_named
 from flexgen_helm.cli.run import apply_limits
 from flexgen_helm.cli.sweep import deployments
+from flexgen_helm.cli.terminal import terminal_width
 from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.files import write_text_atomically
 from flexgen_helm.specs.budget import MemoryBudget
@@ -75,7 +76,7 @@ def run_reproduce(args: argparse.Namespace) -> int:
     entries = [limited(entry, args.max_eval_instances) for entry in full]
     plan = plan_for(args, shortened(read_suite(conf), full, entries))
     if plan is not None:
-        print(plan_text(plan), end="\n\n")
+        print(plan_text(plan, terminal_width()), end="\n\n")
     checkpoint = _dummy(args) if args.dummy else args.model
     tables = args.output_path / "tables" / suite
     [deployment] = deployments(checkpoint, [args.compression])
@@ -94,7 +95,7 @@ def run_reproduce(args: argparse.Namespace) -> int:
         ours = costs[costs["deployment"] == deployment]
         table = reproduction(ours, entries, flexgen_paper()["helm"]["rows"], plan)
         shown = [column for column in REPRODUCTION if column.name != "run"]
-        print(f"\n{text_table(table, shown)}\n")
+        print(f"\n{text_table(table, shown, terminal_width())}\n")
         print(f"helm-run took {took_s / 60:.3g} minutes, for what was missing, metrics included")
         written = [write_parquet(table, tables / "reproduction.parquet")]
         written += [write_csv(table, tables / "reproduction.csv"), tables / "conditions.json"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from flexgen_helm.cli.terminal import terminal_width
 
 if TYPE_CHECKING:
     import argparse
@@ -109,7 +112,7 @@ def run_tables(args: argparse.Namespace) -> int:
 
     written = write_tables(args.runs, args.out)
     costs = pd.read_parquet(args.out / "efficiency.parquet")
-    print(text_table(costs, _shown(EFFICIENCY, COST_NAMES, costs)))
+    print(text_table(costs, _shown(EFFICIENCY, COST_NAMES, costs), terminal_width()))
     print()
     for path in written:
         print(f"wrote {path}")
@@ -147,7 +150,7 @@ def print_comparison(
     from flexgen_helm.tables.render import markdown_table, text_table
 
     comparison = compare(runs, metric=metric, reference=reference, deployments=deployments)
-    render = markdown_table if markdown else text_table
+    render = markdown_table if markdown else partial(text_table, width=terminal_width())
     settings, overall, _ = comparison
     print(render(settings, _shown(COMPARISON, COMPARISON_NAMES, settings)))
     if overall["tasks"].gt(1).any():

@@ -24,8 +24,8 @@ SCENARIOS = (
 """Columns of a plan's table."""
 
 
-def plan_text(plan: Plan) -> str:
-    """Return a table of the scenarios, and the plan's summary."""
+def plan_text(plan: Plan, width: int | None = None) -> str:
+    """Return a table of the scenarios, of a width if one is given, and the plan's summary."""
     rows = [
         {
             **vars(scenario),
@@ -38,4 +38,5 @@ def plan_text(plan: Plan) -> str:
         }
         for scenario in plan.per_scenario
     ]
-    return "\n".join([text_table(frame_of(SCENARIOS, rows), SCENARIOS), "", plan.summary])
+    table = text_table(frame_of(SCENARIOS, rows), SCENARIOS, width)
+    return "\n".join([table, "", plan.summary])

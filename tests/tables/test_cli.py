@@ -85,3 +85,14 @@ def test_imports_stay_light():
         " assert not {'torch', 'helm'} & {*sys.modules}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tables_fit_the_terminal(runs, monkeypatch, capsys):
+    assert main(["compare", str(runs)]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) > 80
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["compare", str(runs)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.split()[:1] == ["w4"] for line in lines) > 1
