@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -200,13 +201,14 @@ def check_files(directory: Path, layout: Layout, needed: Sequence[str] = ()) -> 
 
 
 def missing_files(directory: Path, layout: Layout, needed: Sequence[str] = ()) -> list[str]:
-    """Return the files and patterns that nothing below a directory is of; see `check_files`."""
+    """Return what is not below a directory; of files of a missing pattern, the pattern alone."""
     patterns = [
         pattern
         for pattern in layout.files
         if not any(path.is_file() for path in directory.glob(pattern))
     ]
-    return [*(file for file in needed if not (directory / file).is_file()), *patterns]
+    files = [file for file in needed if not (directory / file).is_file()]
+    return [*(file for file in files if not any(fnmatch(file, p) for p in patterns)), *patterns]
 
 
 _DAMAGED = (

@@ -10,6 +10,7 @@ from flexgen_helm.staging.layouts import (
     check_files,
     files_of_entry,
     layout_of,
+    missing_files,
     scenario_of_entry,
 )
 
@@ -117,3 +118,14 @@ def test_a_damaged_pickle_is_named(tmp_path, content):
 @pytest.mark.parametrize("scenario", ["mmlu", "wikifact", "summarization", "wikitext_103"])
 def test_real_data(scenario):
     assert check_files(SHARED_DATA / scenario, LAYOUTS[scenario])
+
+
+def test_a_file_of_a_pattern_that_is_missing_is_not_named_beside_it(tmp_path):
+    needed = files_of_entry("mmlu:subject=anatomy")
+    assert missing_files(tmp_path, LAYOUTS["mmlu"], needed) == ["data/dev/*.csv", "data/test/*.csv"]
+    (tmp_path / "data" / "dev").mkdir(parents=True)
+    (tmp_path / "data" / "dev" / "virology_dev.csv").touch()
+    assert missing_files(tmp_path, LAYOUTS["mmlu"], needed) == [
+        "data/dev/anatomy_dev.csv",
+        "data/test/*.csv",
+    ]
