@@ -263,15 +263,13 @@ class Engine:
         progress: OnProgress | bool | None,
         on_result: OnResult,
     ) -> list[GenerationResult]:
-        indices = list(requests)
         results: dict[int, GenerationResult] = {}
         generated_tokens = 0
         executor = BlockExecutor(self._open_model(), self.policy, self._cache_tokens, self._watch)
         with progress_reporter(progress, len(requests)) as report:
 
-            def finish(position: int, result: GenerationResult) -> None:
+            def finish(index: int, result: GenerationResult) -> None:
                 nonlocal generated_tokens
-                index = indices[position]
                 costs = replace(result.statistics, **expected(requests[index])._asdict())
                 results[index] = result = replace(result, statistics=costs)
                 generated_tokens += costs.num_generated_tokens
@@ -285,11 +283,11 @@ class Engine:
                 )
 
             try:
-                executor.run(list(requests.values()), finish)
+                executor.run(requests, finish)
             finally:
                 if executor.policy != self.policy:  # memory was short
                     self.policy, self._cache_tokens = executor.policy, executor.cache_tokens
-        return [results[index] for index in indices]
+        return [results[index] for index in requests]
 
     def validate(self, request: GenerationRequest) -> None:
         """Check a request against the model's limits.

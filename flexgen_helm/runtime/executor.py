@@ -91,13 +91,13 @@ class BlockExecutor:
         """Tokens the KV cache may hold."""
 
     @torch.inference_mode()
-    def run(self, requests: Sequence_[GenerationRequest], on_result: OnResult) -> None:
-        """Compute all requests; `on_result` gets each result as soon as it is known.
+    def run(self, requests: Mapping[int, GenerationRequest], on_result: OnResult) -> None:
+        """Compute requests, by index; `on_result` gets each result as soon as it is known.
 
         Raises:
             NumericsError: the model computed NaN.
         """
-        pending = dict(enumerate(requests))
+        pending = dict(requests)
 
         def finish(index: int, result: GenerationResult) -> None:
             del pending[index]

@@ -80,7 +80,7 @@ def engine(directory):
 def check(engine, batch, policy):
     """Compare results with the plain executor's, each completion up to a tie if there is one."""
     results = {}
-    BlockExecutor(engine._model, policy).run(batch, results.__setitem__)
+    BlockExecutor(engine._model, policy).run(dict(enumerate(batch)), results.__setitem__)
     plain = PlainExecutor(engine._model)
     expected = plain.run(batch)
     assert sorted(results) == list(range(len(batch)))
@@ -155,7 +155,7 @@ def like(count, *, seed=0, beginning_len=80, **sampling):
 
 def run(engine, batch, policy):
     results = {}
-    BlockExecutor(engine._model, policy).run(batch, results.__setitem__)
+    BlockExecutor(engine._model, policy).run(dict(enumerate(batch)), results.__setitem__)
     return [results[index] for index in range(len(batch))]
 
 
