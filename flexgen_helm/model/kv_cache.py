@@ -15,9 +15,7 @@ from torch import Tensor
 from flexgen_helm.model.cache_format import HOST, CacheFormat, Rows, move
 from flexgen_helm.model.rooms import DiskRoom, Room, RoomSize, make_room
 from flexgen_helm.model.row_cells import RowCells
-from flexgen_helm.offload.link import Lane, Link, Transit
-from flexgen_helm.offload.spill import RecordLayout
-from flexgen_helm.offload.spilled import StoredTensors, spill_tensors
+from flexgen_helm.offload.stored_tensors import InMemory, OnHost, StoredTensors, spill_tensors
 from flexgen_helm.specs.placement import Tier
 
 
@@ -87,52 +85,14 @@ class SegmentCache:
             assert self._format.spill is not None, "a cache on disk comes with a spill"
             return spill_tensors(tensors, self._format.spill, self._format.link)
         if tier is Tier.HOST and self._format.link is not None:
-            return _OnHost(tensors, self._format.link)
-        return _InMemory(tensors)
+            return OnHost(tensors, self._format.link)
+        return InMemory(tensors)
 
     def _by_head(self, tensors: Sequence[Tensor]) -> Tensor:
         if not self._format.compressed:
             return tensors[0]
         rows = self._format.by_head(self._format.rows([tensor[None] for tensor in tensors]))
         return rows[0].contiguous()
-
-
-class _InMemory:
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = tensors
-
-    def begin_read(self) -> int:
-        return 0
-
-    def read(self) -> Sequence[Tensor]:
-        return self._tensors
-
-
-class _OnHost:
-    """In the host's memory, for a device with memory of its own."""
-
-    def __init__(self, tensors: Sequence[Tensor], link: Link) -> None:
-        layout = RecordLayout.of(tensors)
-        self._num_bytes = layout.num_bytes
-        self._link = link
-        places = layout.views(link.buffer(layout.num_bytes))
-        self._stored = [
-            link.down(tensor, into=place) for tensor, place in zip(tensors, places, strict=True)
-        ]
-        self._ahead: list[Transit] = []
-
-    def begin_read(self) -> int:
-        if not self._link.overlap:
-            return 0
-        self._ahead = self._ahead or self._begin()
-        return self._num_bytes
-
-    def read(self) -> Sequence[Tensor]:
-        copies, self._ahead = self._ahead or self._begin(), []
-        return [copy.use() for copy in copies]
-
-    def _begin(self) -> list[Transit]:
-        return [copy.back(Lane.CACHE) for copy in self._stored]
 
 
 class CachePart(NamedTuple):

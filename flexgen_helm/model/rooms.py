@@ -18,6 +18,7 @@ from torch import Tensor
 from flexgen_helm.model.cache_format import HOST, CacheFormat, Rows, tensors_of
 from flexgen_helm.model.row_cells import RowCells, run_bounds
 from flexgen_helm.offload.link import Lane, Link, Transit
+from flexgen_helm.offload.linked_read import LinkedRead
 from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion
 from flexgen_helm.specs.chunks import RUN_LEN
 from flexgen_helm.specs.placement import Tier
@@ -269,14 +270,13 @@ class LinkedRoom:
         self._format, self._room, self._link = cache_format, room, link
         self._unfinished: list[Future[None]] = []
         """What is being stored."""
-        self._ahead: Future[list[Transit]] | None = None
+        self._read = LinkedRead[Future[list[Transit]]](link, room.num_bytes)
 
     @property
     def stored(self) -> MemoryRoom | DiskRoom:
-        if self._ahead is not None:  # in vain, and it reads the room
-            for copy in self._ahead.result():
+        if self._read.begun:  # in vain, and it reads the room
+            for copy in self._read.take(self._begin).result():
                 copy.wait()
-            self._ahead = None
         while self._unfinished:
             self._unfinished.pop(0).result()
         return self._room
@@ -285,7 +285,7 @@ class LinkedRoom:
         self.store(cells, self._format.tensors(cells.rows_of(rows)))
 
     def store(self, cells: RowCells, tensors: Sequence[Tensor]) -> None:
-        assert self._ahead is None, "what is on its way is not all there is"
+        assert not self._read.begun, "what is on its way is not all there is"
         copies, there = [self._link.down(tensor) for tensor in tensors], cells.on(HOST)
         self._store_beside(lambda: self._room.store(there, [copy.wait() for copy in copies]))
 
@@ -296,20 +296,17 @@ class LinkedRoom:
         self._store_beside(self._room.end_prefill)
 
     def begin_read(self) -> int:
-        if not self._link.overlap:
-            return 0
-        self._ahead = self._ahead or self._begin()
-        return self._room.num_bytes
+        return self._read.begin(self._begin)
 
     def forget_read(self) -> None:
-        if self._ahead is None:  # otherwise it is the device's
+        if not self._read.begun:  # otherwise it is the device's
             self._room.forget_read()
 
     @contextmanager
     def read(self) -> Iterator[Rows]:
-        ahead, self._ahead = self._ahead or self._begin(), None
+        loading = self._read.take(self._begin)
         with self._link.waiting.for_disk(used=isinstance(self._room, DiskRoom)):
-            copies = ahead.result()
+            copies = loading.result()
         yield self._format.rows([copy.use() for copy in copies])
 
     def _begin(self) -> Future[list[Transit]]:

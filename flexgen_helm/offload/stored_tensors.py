@@ -1,4 +1,4 @@
-"""Tensors on disk, and back where they were computed."""
+"""Tensors in memory, on the host or on disk, and back where they were computed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from flexgen_helm.offload.link import Lane, Link, Transit
+from flexgen_helm.offload.linked_read import LinkedRead
 from flexgen_helm.offload.spill import RecordLayout, Spill
 
 
@@ -26,6 +27,48 @@ class StoredTensors(Protocol):
             StoreError: the disk cannot be used.
         """
         ...
+
+
+class InMemory:
+    """Where they were computed."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+
+    def begin_read(self) -> int:
+        return 0
+
+    def read(self) -> Sequence[Tensor]:
+        return self._tensors
+
+
+class OnHost:
+    """In the host's memory, for a device with memory of its own.
+
+    Args:
+        tensors: of the device.
+        link: to it.
+        brief: whether they are kept for a short time, in memory that others get after them.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], link: Link, *, brief: bool = False) -> None:
+        layout = RecordLayout.of(tensors)
+        places: Sequence[Tensor | None] = [None] * len(tensors)
+        if not brief:
+            places = layout.views(link.buffer(layout.num_bytes))
+        self._stored = [
+            link.down(tensor, into=place) for tensor, place in zip(tensors, places, strict=True)
+        ]
+        self._read = LinkedRead[list[Transit]](link, layout.num_bytes)
+
+    def begin_read(self) -> int:
+        return self._read.begin(self._begin)
+
+    def read(self) -> Sequence[Tensor]:
+        return [copy.use() for copy in self._read.take(self._begin)]
+
+    def _begin(self) -> list[Transit]:
+        return [copy.back(Lane.CACHE) for copy in self._stored]
 
 
 def spill_tensors(tensors: Sequence[Tensor], spill: Spill, link: Link | None) -> StoredTensors:
@@ -62,25 +105,21 @@ class _SpilledBehindLink:
     def __init__(self, tensors: Sequence[Tensor], spill: Spill, link: Link) -> None:
         layout = RecordLayout.of(tensors)
         self._link, self._region = link, spill.region(layout.num_bytes)
-        self._num_bytes = layout.num_bytes
         copies = [link.down(tensor) for tensor in tensors]
 
         def store() -> None:
             self._region.append_copy(layout, [copy.wait() for copy in copies])
 
         self._stored = link.beside(Lane.STORE, store)
-        self._ahead: Future[list[Transit]] | None = None
+        self._read = LinkedRead[Future[list[Transit]]](link, layout.num_bytes)
 
     def begin_read(self) -> int:
-        if not self._link.overlap:
-            return 0
-        self._ahead = self._ahead or self._begin()
-        return self._num_bytes
+        return self._read.begin(self._begin)
 
     def read(self) -> Sequence[Tensor]:
-        ahead, self._ahead = self._ahead or self._begin(), None
+        loading = self._read.take(self._begin)
         with self._link.waiting.for_disk():
-            copies = ahead.result()
+            copies = loading.result()
         return [copy.use() for copy in copies]
 
     def _begin(self) -> Future[list[Transit]]:
