@@ -7,7 +7,6 @@ process never imports torch or transformers, and while one computes, the other c
 from __future__ import annotations
 
 import atexit
-import os
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any, cast
 from flexgen_helm.adapter.backend import EngineSettings, Identity, OnError, OnResult
 from flexgen_helm.adapter.engine_server import DONE, OUTCOME
 from flexgen_helm.adapter.text_tokenizer import TokenizerDescription
+from flexgen_helm.child import child_environment
 from flexgen_helm.errors import EngineClosedError, FlexGenError
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
 
@@ -99,7 +99,7 @@ class _Child:
                 [sys.executable, "-m", SERVER, str(theirs.fileno())],
                 stdin=subprocess.PIPE,  # ends when this process does, and with it the other
                 pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=child_environment(),
             )
         self._connection = Connection(ours.detach())
 

@@ -5,12 +5,12 @@ An engine has to keep to a budget for hours, and plans twice.
 
 from __future__ import annotations
 
-import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
 
+from flexgen_helm.child import child_environment
 from flexgen_helm.errors import PlanningError
 from flexgen_helm.planner.plan import Plan, plan
 from flexgen_helm.specs.budget import MemoryBudget
@@ -37,7 +37,7 @@ def plan_apart(
         [sys.executable, "-m", __name__],
         input=pickle.dumps((spec, compressions, hardware, workload, budget)),
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=child_environment(),
         check=False,
     )
     if done.returncode:
