@@ -122,6 +122,10 @@ class Outcome:
         """Copied between host and device in a second, in the mean."""
         return None if self.link_bytes is None else self.link_bytes / self.seconds
 
+    def figures(self) -> Row:
+        """Return what was reported, and what follows from it."""
+        return {**asdict(self), **{name: getattr(self, name) for name in DERIVED}}
+
 
 @dataclass(frozen=True, kw_only=True)
 class GpuRow:
@@ -144,12 +148,8 @@ class GpuRow:
 
     def flat(self) -> Row:
         """Return everything there is to know, the outcome's figures among it."""
-        row = asdict(self)
-        del row["outcome"]
-        if (outcome := self.outcome) is not None:
-            row |= asdict(outcome)
-            row |= {name: getattr(outcome, name) for name in DERIVED}
-        return row
+        about = {name: value for name, value in vars(self).items() if name != "outcome"}
+        return {**about, **(self.outcome.figures() if self.outcome else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
