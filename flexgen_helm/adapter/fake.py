@@ -18,9 +18,9 @@ from flexgen_helm.specs.request import (
     FinishReason,
     GenerationRequest,
     GenerationResult,
-    RequestStatistics,
     SamplingParams,
 )
+from flexgen_helm.specs.statistics import RequestStatistics
 
 WORDS = (" yes", " no", " A", " B", " [", " ]", " )", " red", " cat", ".", ",", "\n")
 MAX_POSITIONS = 2048

@@ -10,12 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from flexgen_helm.adapter.prompts import EncodedPrompt
-from flexgen_helm.specs.request import (
-    Completion,
-    EngineDescription,
-    GenerationResult,
-    RequestStatistics,
-)
+from flexgen_helm.specs.request import Completion, EngineDescription, GenerationResult
+from flexgen_helm.specs.statistics import RequestStatistics
 
 Response = dict[str, Any]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.sequence import Sequence, max_new_tokens
 from flexgen_helm.runtime.statistics import Cost
-from flexgen_helm.specs.request import GenerationRequest, GenerationResult, RequestStatistics
+from flexgen_helm.specs.request import GenerationRequest, GenerationResult
+from flexgen_helm.specs.statistics import RequestStatistics
 
 
 class Job:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from flexgen_helm.errors import InvalidRequestError
+from flexgen_helm.specs.statistics import RequestStatistics
 
 FinishReason = Literal["stop", "length", "endoftext"]
 """Why a completion ended: a stop sequence, `max_tokens` or the last position, or the EOS token."""
@@ -111,67 +112,6 @@ class Completion:
 
     finish_reason: FinishReason
     """Why it ended."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequestStatistics:
-    """What one request cost. Seconds of a shared pass are divided among its requests by tokens."""
-
-    num_prompt_tokens: int
-    """Prompt tokens, BOS included."""
-
-    num_generated_tokens: int
-    """Tokens sampled over all completions, stop and EOS tokens included."""
-
-    computed_prompt_tokens: float
-    """Prompt tokens computed for it. A token that was computed once for several requests counts
-    in equal shares, so that the sum over requests is what the model computed."""
-
-    padding_rows: float
-    """Its share of the rows of matrix products with weights that held no token."""
-
-    decode_rows: int
-    """Rows of such matrix products that its completions took in decode: one a token and pass."""
-
-    decode_products: float
-    """Its share of these matrix products, per linear layer: 1/n for each of n rows of a product,
-    so that rows over products is the mean number of rows."""
-
-    prefill_s: float
-    """This request's share of prefill time."""
-
-    decode_s: float
-    """This request's share of decode time."""
-
-    effective_batch: int
-    """Sequences in the block that served it."""
-
-    cache_bytes: int
-    """Bytes of KV cache held for it when it finished; 0 if it needed none."""
-
-    cached_tokens: int
-    """Tokens whose keys and values those bytes hold."""
-
-    peak_memory_bytes: int
-    """Largest memory use of the process (on CUDA: of the device) seen until it finished."""
-
-    peak_disk_bytes: int = 0
-    """Most bytes that KV cache and activations took on disk until it finished."""
-
-    disk_wait_s: float = 0.0
-    """Of `prefill_s` and `decode_s`, its share of what computing stood still for the disk."""
-
-    link_wait_s: float = 0.0
-    """Likewise for copies to the device."""
-
-    predicted_prefill_s: float | None = None
-    """What the planner said `prefill_s` would be; `None` if the machine was not calibrated."""
-
-    predicted_decode_s: float | None = None
-    """Likewise of `decode_s`."""
-
-    planned_memory_bytes: int | None = None
-    """What `peak_memory_bytes` should not exceed by the plan of memory; `None` without a limit."""
 
 
 @dataclass(frozen=True, kw_only=True)

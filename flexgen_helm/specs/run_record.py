@@ -6,14 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from flexgen_helm.specs.request import EngineDescription, RequestStatistics
+from flexgen_helm.specs.request import EngineDescription
+from flexgen_helm.specs.statistics import RequestStatistics, Statistics
 
 RUN_RECORD_FILE = "flexgen_run.json"
 """Name of the file, beside HELM's own ``stats.json``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord:
+class RunRecord(Statistics):
     """One run's engine and the cost of its requests, summed.
 
     It is made from what each request reported when it was computed, so a run answered from HELM's
@@ -33,54 +34,8 @@ class RunRecord:
     generated_tokens: int
     """Tokens generated over all completions."""
 
-    computed_prompt_tokens: float
-    """Prompt tokens the model computed for the run, each counted once however many requests share
-    it; one shared with another run counts in part."""
-
-    padding_rows: float
-    """Rows of matrix products with weights that held no token."""
-
-    decode_rows: int
-    """Rows of such matrix products in decode, per linear layer."""
-
-    decode_products: float
-    """Number of these matrix products; one shared with another run counts in part."""
-
     effective_batch: float
     """Mean over what was computed of the sequences in the block that served it."""
-
-    prefill_s: float
-    """Seconds of prefill attributed to this run."""
-
-    decode_s: float
-    """Seconds of decode attributed to this run."""
-
-    cache_bytes: int
-    """Bytes of KV cache held for the run's requests, summed over requests."""
-
-    cached_tokens: int
-    """Tokens held in those bytes."""
-
-    peak_memory_bytes: int
-    """Largest memory use seen while the run's requests were computed."""
-
-    peak_disk_bytes: int = 0
-    """Most bytes that KV cache and activations took on disk meanwhile."""
-
-    disk_wait_s: float = 0.0
-    """Of `prefill_s` and `decode_s`, seconds in which computing stood still for the disk."""
-
-    link_wait_s: float = 0.0
-    """Likewise for copies to the device."""
-
-    predicted_prefill_s: float | None = None
-    """What `prefill_s` was predicted to be; `None` if that of any request is not known."""
-
-    predicted_decode_s: float | None = None
-    """Likewise of `decode_s`."""
-
-    planned_memory_bytes: int | None = None
-    """What `peak_memory_bytes` should not exceed by the plan of memory, if there was one."""
 
     @classmethod
     def summarise(

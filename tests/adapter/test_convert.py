@@ -23,12 +23,8 @@ from flexgen_helm.adapter.prompts import encode_prompt
 from flexgen_helm.adapter.responses import read_response, write_response
 from flexgen_helm.adapter.text_tokenizer import TextTokenizer, describe_tokenizer
 from flexgen_helm.errors import InvalidRequestError, UnsupportedRequestError
-from flexgen_helm.specs.request import (
-    Completion,
-    EngineDescription,
-    GenerationResult,
-    RequestStatistics,
-)
+from flexgen_helm.specs.request import Completion, EngineDescription, GenerationResult
+from flexgen_helm.specs.statistics import RequestStatistics
 from tests.conftest import byte_tokenizer
 
 TOKENIZER = TextTokenizer(describe_tokenizer(byte_tokenizer()))
