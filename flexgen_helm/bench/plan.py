@@ -21,7 +21,7 @@ from tqdm import tqdm
 from flexgen_helm.bench.report import Cell, Row
 from flexgen_helm.bench.trial import OURS, Bench, Trial, TrialRow, Workload, ask, run_trial
 from flexgen_helm.errors import BenchmarkError
-from flexgen_helm.planner.costs import UPSTREAM
+from flexgen_helm.planner.block_load import UPSTREAM
 from flexgen_helm.planner.plan import plan, predict
 from flexgen_helm.specs import workload as workloads
 from flexgen_helm.specs.compression import Compression

@@ -8,7 +8,7 @@ from math import ceil
 
 from flexgen_helm.errors import BudgetError
 from flexgen_helm.planner.alternatives import alternatives, differences
-from flexgen_helm.planner.costs import Shape
+from flexgen_helm.planner.block_load import Shape
 from flexgen_helm.planner.linear import Linear, placed_on
 from flexgen_helm.planner.memory_terms import (
     MICRO_BATCH,
@@ -325,6 +325,4 @@ def _somewhere(setup: Setup, shape: Shape) -> Placement:
 
 def cache_bytes_of(setup: Setup, shape: Shape) -> int:
     """Return the bytes of the KV cache of a shape."""
-    return shape.cached_tokens * setup.spec.cache_bytes(
-        setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes
-    )
+    return shape.cached_tokens * setup.cached_token_bytes

@@ -156,8 +156,7 @@ def stored_per_token(setup: Setup, policy: Policy, least_filled: float) -> Bytes
 
 def token_bytes(setup: Setup, least_filled: float) -> float:
     """Return the bytes of a token in the KV cache, with its share of padding, at most."""
-    stored = setup.spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
-    return stored / least_filled
+    return setup.cached_token_bytes / least_filled
 
 
 def attended_per_token(setup: Setup, attention: str, least_filled: float) -> float:
@@ -250,8 +249,7 @@ def _cache_on_its_way(setup: Setup, policy: Policy, filling: Filling) -> float:
     if not policy.cache.disk:
         return 0
     spec = setup.spec
-    stored = spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
-    position = stored / (2 * spec.num_layers)
+    position = setup.cached_token_bytes / (2 * spec.num_layers)
     rows = policy.micro_batch_tokens * policy.num_micro_batches
     planned = policy.spilled_at_once(spec.num_layers, linked=not setup.unified)
     written = 4 * rows * position / filling.least_filled
@@ -271,8 +269,7 @@ def _cache_for_device(setup: Setup, policy: Policy) -> float:
     if setup.unified or policy.attention == "host" or policy.cache.device == 1:
         return 0
     spec = setup.spec
-    token = spec.cache_bytes(setup.compression, num_tokens=1, dtype_bytes=setup.dtype_bytes)
-    longest = spec.max_positions * token / (2 * spec.num_layers)
+    longest = spec.max_positions * setup.cached_token_bytes / (2 * spec.num_layers)
     return LINKED_READS_IN_MEMORY * max(
         policy.spilled_at_once(spec.num_layers, linked=True), longest
     )

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from flexgen_helm.errors import InfeasibleError
-from flexgen_helm.planner.costs import OURS, BlockLoad, Execution, Phase, Resource, Shape, phases
+from flexgen_helm.planner.block_load import OURS, BlockLoad, Execution, Shape
+from flexgen_helm.planner.costs import Phase, Resource, phases
 from flexgen_helm.planner.linear import PLACED, Fractions, fractions_of, total
 from flexgen_helm.planner.memory import limits_of, needed_bytes
 from flexgen_helm.planner.setup import Setup

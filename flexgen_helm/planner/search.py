@@ -13,7 +13,8 @@ from itertools import product
 import numpy as np
 
 from flexgen_helm.errors import InfeasibleError
-from flexgen_helm.planner.costs import OURS, Execution, Phase, Resource, Shape, phases
+from flexgen_helm.planner.block_load import OURS, Execution, Shape
+from flexgen_helm.planner.costs import Phase, Resource, phases
 from flexgen_helm.planner.linear import PLACED, Fractions, Linear, Variable, placement_of
 from flexgen_helm.planner.memory import cache_bytes_of, limits_of, needed_bytes
 from flexgen_helm.planner.placement_problem import (

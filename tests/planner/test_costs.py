@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from flexgen_helm.planner.costs import OURS, UPSTREAM, BlockLoad, Resource, Shape, phases
+from flexgen_helm.planner.block_load import OURS, UPSTREAM, BlockLoad, Shape
+from flexgen_helm.planner.costs import Resource, phases
 from flexgen_helm.planner.linear import VARIABLES, fractions_of
 from flexgen_helm.specs.hardware import Curve, Surface
 from flexgen_helm.specs.placement import Placement, Tier

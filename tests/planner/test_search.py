@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from flexgen_helm.errors import InfeasibleError, SolverError, UnboundedError
 from flexgen_helm.planner import search as search_module
-from flexgen_helm.planner.costs import Shape, phases
+from flexgen_helm.planner.block_load import Shape
+from flexgen_helm.planner.costs import phases
 from flexgen_helm.planner.linear import VARIABLES, Linear, placement_of
 from flexgen_helm.planner.memory import limits_of, needed_bytes, plan_memory
 from flexgen_helm.planner.placement_problem import Instance, Multipliers, PlacementProblem, Times
