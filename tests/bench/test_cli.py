@@ -5,7 +5,7 @@ import pytest
 from flexgen_helm.bench import helm
 from flexgen_helm.bench.clients import OURS
 from flexgen_helm.bench.suites import TOKENIZER
-from flexgen_helm.cli import bench
+from flexgen_helm.cli.bench.options import DATA
 from flexgen_helm.cli.main import build_parser, main
 from tests.conftest import SHARED_DATA
 
@@ -56,7 +56,7 @@ def test_missing_data_is_an_error_before_anything_is_written(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "helm"]) == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"flexgen-helm: {bench.DATA} has no {TOKENIZER}/ (needed by every")
+    assert message.startswith(f"flexgen-helm: {DATA} has no {TOKENIZER}/ (needed by every")
     assert "summarization/ (needed by suite summarization)" in message
     assert "--data" in message
     assert not [*tmp_path.iterdir()]

@@ -1,0 +1,97 @@
+"""`flexgen-helm bench plan`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flexgen_helm.bench.plan import STAGES
+from flexgen_helm.bench.suites import TOKENIZER, require_data
+from flexgen_helm.cli.arguments import at_least
+from flexgen_helm.cli.bench.options import (
+    DATA,
+    WORK_DIR,
+    Benchmarks,
+    add_parser,
+    print_report,
+    say,
+)
+from flexgen_helm.cli.plan import hardware_named
+
+if TYPE_CHECKING:
+    from flexgen_helm.bench.plan import Machine
+    from flexgen_helm.bench.report import Row
+
+
+def add_plan_parser(benchmarks: Benchmarks) -> None:
+    """Register ``bench plan``."""
+    parser = add_parser(
+        benchmarks,
+        "plan",
+        help="the planner's predictions beside what was measured",
+        description="Predict the tables of the FlexGen paper with a T4's profile; measure policies"
+        " of all kinds on this machine, beside what is predicted of them; and measure the planned"
+        " policy among many others. Progress is reported on stderr.",
+    )
+    add = parser.add_argument
+    add("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="NAME")
+    add("--hardware", metavar="FILE", help="profile of this machine, if not measured all along")
+    add("--rounds", type=at_least(1), default=1, metavar="N", help="times everything is timed")
+    add("--part", type=_part, default=1.0, metavar="P", help="of the requests, up to 1")
+    add("--data", type=Path, default=DATA, metavar="DIR", help="where OPT's tokenizer is")
+    add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="stores and logs")
+    parser.set_defaults(run=run_bench_plan)
+
+
+def run_bench_plan(args: argparse.Namespace) -> int:
+    """Carry out ``bench plan``."""
+    from flexgen_helm.bench import plan
+    from flexgen_helm.bench.conditions import machine_conditions
+    from flexgen_helm.bench.report import Report
+
+    rows: list[Row] = []
+    if plan.PAPER in args.stages:
+        rows += [*plan.paper_rows(), *plan.paper_helm_rows()]
+    if {plan.MACHINE, plan.SWEEP} & set(args.stages):
+        require_data(args.data, [])
+        machine = plan.Machine(
+            hardware=hardware_named(args.hardware) if args.hardware else None,
+            directory=args.work_dir.absolute() / "plan",
+            tokenizer=args.data / TOKENIZER,
+            rounds=args.rounds,
+            part=args.part,
+        )
+        for row in _measured_rows(args.stages, machine):
+            rows.append(row)
+            say(row)
+    report = Report(
+        ratios=plan.ratios(rows),
+        conditions=machine_conditions(datetime.now(timezone.utc)),
+        rows=rows,
+    )
+    print_report(report, as_json=args.json)
+    return 0
+
+
+def _measured_rows(stages: Sequence[str], machine: Machine) -> Iterator[Row]:
+    from flexgen_helm.bench import plan
+
+    if plan.MACHINE in stages:
+        yield from plan.machine_rows(machine)
+    if plan.SWEEP in stages:
+        for number, configuration in enumerate(plan.SWEPT, start=1):
+            yield from plan.sweep_rows(configuration, machine, number=100 * number)
+
+
+def _part(text: str) -> float:
+    """Read a part of a whole, up to all of it."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 0.5, above 0 and up to 1")
+    return value
