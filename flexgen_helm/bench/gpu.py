@@ -28,6 +28,7 @@ from flexgen_helm.bench.gpu_workloads import (
     padded_requests,
     published_policies,
 )
+from flexgen_helm.bench.rates import measure_rates
 from flexgen_helm.bench.report import Cell, Report, Row
 from flexgen_helm.bench.trial import Bench, Workload, ask
 from flexgen_helm.errors import CommandError, CommandTimeoutError
@@ -206,15 +207,7 @@ class Session:
             CommandError: this failed, or took all the time.
         """
         self._announce("machine: rates of card, link and disk ...")
-        answer = ask(
-            "flexgen_helm.bench.rates",
-            {"directory": str(self._directory), "device": self._device},
-            self._bench("125m"),
-            name="rates",
-            limit_s=self.left_s,
-        )
-        assert answer is not None, "nothing limits its memory"
-        return Hardware.from_json(json.dumps(answer), where="what was measured")
+        return measure_rates(self._bench("125m"), device=self._device, limit_s=self.left_s)
 
     def run(self, trial: Trial, hardware: Hardware) -> GpuRow:
         """Make a trial, if there is time."""
@@ -266,11 +259,7 @@ class Session:
         return replace(row, outcome=Outcome(**answer))
 
     def _bench(self, model: str) -> Bench:
-        from flexgen_helm.model.dummy import write_dummy
-
-        directory = self._directory / f"opt-{model}"
-        write_dummy(f"opt-{model}", tokenizer=self._tokenizer, directory=directory)
-        return Bench(checkpoint=directory, directory=self._directory)
+        return Bench.of_size(model, tokenizer=self._tokenizer, directory=self._directory)
 
 
 def _about(trial: Trial) -> str:

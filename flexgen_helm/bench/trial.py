@@ -119,6 +119,15 @@ class Bench:
     directory: Path
     """For weight stores, offloaded weights and logs."""
 
+    @classmethod
+    def of_size(cls, size: str, *, tokenizer: Path, directory: Path) -> Bench:
+        """Return one with random weights of a size of OPT's, such as ``30b``, below a directory."""
+        from flexgen_helm.model.dummy import write_dummy
+
+        name = f"opt-{size}"
+        checkpoint = write_dummy(name, tokenizer=tokenizer, directory=directory / name)
+        return cls(checkpoint=checkpoint, directory=directory)
+
 
 def run_trial(trial: Trial, bench: Bench, *, number: int) -> TrialRow:
     """Carry out a trial.

@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from flexgen_helm.bench import plan
+from flexgen_helm.bench import plan_machine, plan_paper, plan_sweep, rates
+from flexgen_helm.bench.plan import ratios
+from flexgen_helm.bench.plan_machine import Configuration, Machine, machine_rows
+from flexgen_helm.bench.plan_sweep import sweep_rows, swept_policies
 from flexgen_helm.bench.trial import TrialRow, Workload
 from flexgen_helm.cli.main import main
 from tests.conftest import SHARED_DATA
@@ -33,29 +36,29 @@ def pretended(trial, bench, *, number):
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch, checkpoint):
-    monkeypatch.setattr(plan, "run_trial", pretended)
-    return plan.Machine(hardware=CPU, directory=tmp_path, tokenizer=checkpoint, rounds=3)
+    monkeypatch.setattr(plan_machine, "run_trial", pretended)
+    return Machine(hardware=CPU, directory=tmp_path, tokenizer=checkpoint, rounds=3)
 
 
 def test_configurations_are_of_all_kinds():
-    configurations = plan.CONFIGURATIONS
+    configurations = plan_machine.CONFIGURATIONS
     assert len(configurations) >= 12
     assert {c.size for c in configurations} >= {"125m", "1.3b", "6.7b"}
     assert {c.compression for c in configurations} >= {"none", "w4", "w4-kv4"}
     assert any(c.workload.new_tokens == 1 for c in configurations)
     assert any("weights" in c.policy for c in configurations)
     assert any("cache" in c.policy for c in configurations)
-    assert len(list(plan.swept_policies())) >= 50
+    assert len(list(swept_policies())) >= 50
 
 
 def test_predictions_stand_beside_measurements(machine):
-    rows = list(plan.machine_rows(machine))
-    assert len(rows) == len(plan.CONFIGURATIONS)
+    rows = list(machine_rows(machine))
+    assert len(rows) == len(plan_machine.CONFIGURATIONS)
     for row in rows:
         assert row["measured_prefill_s"] == 1
         predicted = row["predicted_prefill_s"] + row["predicted_decode_s"]
         assert row["error"] == pytest.approx(predicted / 2 - 1)
-    found = plan.ratios(rows)
+    found = ratios(rows)
     assert found["machine_worst_error"] == pytest.approx(
         max(abs(r["error"]) for r in rows), abs=1e-3
     )
@@ -63,9 +66,9 @@ def test_predictions_stand_beside_measurements(machine):
 
 
 def test_a_slow_machine_runs_a_part_of_the_requests(machine):
-    rows = list(plan.machine_rows(replace(machine, part=0.01)))
+    rows = list(machine_rows(replace(machine, part=0.01)))
     assert [row["requests"] for row in rows] == [
-        max(1, round(0.01 * configuration.batch)) for configuration in plan.CONFIGURATIONS
+        max(1, round(0.01 * configuration.batch)) for configuration in plan_machine.CONFIGURATIONS
     ]
 
 
@@ -77,18 +80,18 @@ def test_a_part_is_up_to_the_whole(part, capsys):
 
 
 def test_the_planned_policy_stands_among_others(machine):
-    configuration = plan.Configuration(
+    configuration = Configuration(
         size="125m", compression="none", workload=Workload(64, 4), batch=8, policy={}
     )
-    rows = list(plan.sweep_rows(configuration, machine, number=1))
+    rows = list(sweep_rows(configuration, machine, number=1))
     assert [row["kind"] for row in rows].count("planned") == 1
-    assert len(rows) == 1 + len(list(plan.swept_policies()))
+    assert len(rows) == 1 + len(list(swept_policies()))
     beside = [row for row in rows if row["planned_over_this"] is not None]
-    assert len(beside) == 1 + plan.FINALISTS
-    assert {row["times"] for row in beside} == {plan.FINAL_ROUNDS}
+    assert len(beside) == 1 + plan_sweep.FINALISTS
+    assert {row["times"] for row in beside} == {plan_sweep.FINAL_ROUNDS}
     assert all(row["micro_batch_tokens"] >= 512 for row in beside), "others are slow"
     assert {row["times"] for row in rows if row not in beside} == {1, 2, 3}
-    assert plan.ratios(rows) == {"sweep_opt-125m_none_planned_over_best": 1.0}
+    assert ratios(rows) == {"sweep_opt-125m_none_planned_over_best": 1.0}
 
 
 def test_a_planned_policy_that_is_slower_is_found_so(machine, monkeypatch):
@@ -96,12 +99,12 @@ def test_a_planned_policy_that_is_slower_is_found_so(machine, monkeypatch):
         row = pretended(trial, bench, number=number)
         return replace(row, prefill_s=1.5) if number == 1 else row
 
-    monkeypatch.setattr(plan, "run_trial", measured)
-    configuration = plan.Configuration(
+    monkeypatch.setattr(plan_machine, "run_trial", measured)
+    configuration = Configuration(
         size="125m", compression="none", workload=Workload(64, 4), batch=8, policy={}
     )
-    rows = list(plan.sweep_rows(configuration, machine, number=1))
-    assert plan.ratios(rows) == {"sweep_opt-125m_none_planned_over_best": 1.25}
+    rows = list(sweep_rows(configuration, machine, number=1))
+    assert ratios(rows) == {"sweep_opt-125m_none_planned_over_best": 1.25}
 
 
 def test_the_best_of_a_sweep_is_not_best_by_chance(machine, monkeypatch):
@@ -115,13 +118,13 @@ def test_the_best_of_a_sweep_is_not_best_by_chance(machine, monkeypatch):
             return replace(row, prefill_s=0.9)
         return row
 
-    monkeypatch.setattr(plan, "run_trial", measured)
-    configuration = plan.Configuration(
+    monkeypatch.setattr(plan_machine, "run_trial", measured)
+    configuration = Configuration(
         size="125m", compression="none", workload=Workload(64, 4), batch=8, policy={}
     )
-    rows = list(plan.sweep_rows(configuration, replace(machine, rounds=1), number=1))
+    rows = list(sweep_rows(configuration, replace(machine, rounds=1), number=1))
     assert len(lucky) == 3
-    assert plan.ratios(rows) == {"sweep_opt-125m_none_planned_over_best": 1.0}
+    assert ratios(rows) == {"sweep_opt-125m_none_planned_over_best": 1.0}
 
 
 def test_rates_are_measured_all_along_unless_they_are_given(machine, monkeypatch):
@@ -131,7 +134,7 @@ def test_rates_are_measured_all_along_unless_they_are_given(machine, monkeypatch
         asked.append(module)
         return json.loads(CPU.to_json())
 
-    monkeypatch.setattr(plan, "ask", answer)
+    monkeypatch.setattr(rates, "ask", answer)
     assert machine.rates() == CPU
     assert not asked
     assert replace(machine, hardware=None).rates() == CPU
@@ -140,8 +143,8 @@ def test_rates_are_measured_all_along_unless_they_are_given(machine, monkeypatch
 
 def test_the_command_reports_the_paper(monkeypatch, capsys):
     cells = [{"measured_tokens_per_s": 1.0, "error": -0.2, "planned_over_upstream": 1.5}]
-    monkeypatch.setattr(plan, "paper_rows", lambda: cells)
-    monkeypatch.setattr(plan, "paper_helm_rows", list)
+    monkeypatch.setattr(plan_paper, "paper_rows", lambda: cells)
+    monkeypatch.setattr(plan_paper, "paper_helm_rows", list)
     assert main(["bench", "plan", "--stages", "paper", "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["ratios"] == {
@@ -153,7 +156,7 @@ def test_the_command_reports_the_paper(monkeypatch, capsys):
 def test_the_command_measures_the_machine(machine, monkeypatch, tmp_path, capsys):
     if not (SHARED_DATA / "opt-tokenizer").is_dir():
         pytest.skip("OPT's tokenizer is not here")
-    monkeypatch.setattr(plan, "CONFIGURATIONS", plan.CONFIGURATIONS[:1])
+    monkeypatch.setattr(plan_machine, "CONFIGURATIONS", plan_machine.CONFIGURATIONS[:1])
     profile = tmp_path / "hardware.json"
     profile.write_text(CPU.to_json())
     arguments = [

@@ -2,7 +2,8 @@
 
 import pytest
 
-from flexgen_helm.bench.plan import paper_helm_rows, paper_rows, ratios
+from flexgen_helm.bench.plan import ratios
+from flexgen_helm.bench.plan_paper import paper_helm_rows, paper_rows
 
 
 @pytest.fixture(scope="module")

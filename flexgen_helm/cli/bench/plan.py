@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexgen_helm.bench.plan import STAGES
+from flexgen_helm.bench.plan import STAGES, measured_rows, ratios
 from flexgen_helm.bench.suites import TOKENIZER, require_data
 from flexgen_helm.cli.arguments import at_least
 from flexgen_helm.cli.bench.options import (
@@ -22,7 +21,6 @@ from flexgen_helm.cli.bench.options import (
 from flexgen_helm.cli.plan import hardware_named
 
 if TYPE_CHECKING:
-    from flexgen_helm.bench.plan import Machine
     from flexgen_helm.bench.report import Row
 
 
@@ -48,42 +46,33 @@ def add_plan_parser(benchmarks: Benchmarks) -> None:
 
 def run_bench_plan(args: argparse.Namespace) -> int:
     """Carry out ``bench plan``."""
-    from flexgen_helm.bench import plan
     from flexgen_helm.bench.conditions import machine_conditions
+    from flexgen_helm.bench.plan_machine import Machine
+    from flexgen_helm.bench.plan_paper import PAPER, paper_helm_rows, paper_rows
     from flexgen_helm.bench.report import Report
 
     rows: list[Row] = []
-    if plan.PAPER in args.stages:
-        rows += [*plan.paper_rows(), *plan.paper_helm_rows()]
-    if {plan.MACHINE, plan.SWEEP} & set(args.stages):
+    if PAPER in args.stages:
+        rows += [*paper_rows(), *paper_helm_rows()]
+    if {*args.stages} - {PAPER}:
         require_data(args.data, [])
-        machine = plan.Machine(
+        machine = Machine(
             hardware=hardware_named(args.hardware) if args.hardware else None,
             directory=args.work_dir.absolute() / "plan",
             tokenizer=args.data / TOKENIZER,
             rounds=args.rounds,
             part=args.part,
         )
-        for row in _measured_rows(args.stages, machine):
+        for row in measured_rows(args.stages, machine):
             rows.append(row)
             say(row)
     report = Report(
-        ratios=plan.ratios(rows),
+        ratios=ratios(rows),
         conditions=machine_conditions(datetime.now(timezone.utc)),
         rows=rows,
     )
     print_report(report, as_json=args.json)
     return 0
-
-
-def _measured_rows(stages: Sequence[str], machine: Machine) -> Iterator[Row]:
-    from flexgen_helm.bench import plan
-
-    if plan.MACHINE in stages:
-        yield from plan.machine_rows(machine)
-    if plan.SWEEP in stages:
-        for number, configuration in enumerate(plan.SWEPT, start=1):
-            yield from plan.sweep_rows(configuration, machine, number=100 * number)
 
 
 def _part(text: str) -> float:
