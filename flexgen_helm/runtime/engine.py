@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from tqdm import tqdm
 
 from flexgen_helm.errors import (
@@ -41,6 +42,7 @@ from flexgen_helm.runtime.tokenizer import checkpoint_tokenizer
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.hardware import Hardware
+from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.placement import Tier
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
@@ -149,44 +151,26 @@ class Engine:
         reuse_freed_memory()
         if isinstance(compression, str):
             compression = Compression.parse(compression)
-        compression = compression or Compression()
         offload = Path(offload_dir or DEFAULT_OFFLOAD_DIR).expanduser()
         path = resolve(model)
         spec = read_spec(path)
         device = resolve_device(device)
         where = device_of(device)
         dtype = resolve_dtype(dtype, device)
-        setup = Setup(
-            spec=spec,
-            compression=compression,
-            dtype_bytes=DTYPES[dtype].itemsize,
-            unified=where.type == "cpu",
-            has_attention_kernel=kernels.can_attend(
-                compression.cache_bits, compression.group_size, spec.head_size, where
-            ),
-        )
+        setup = _setup(spec, compression or Compression(), dtype, where)
         budget = budget or MemoryBudget()
-        allowed = allowed_beside(setup, budget, Tier.DEVICE)
-        before = memory_bytes(where)
-        if allowed is not None and setup.unified:
-            keep_few_kernels(allowed)
-        cap_device_memory(where, None if allowed is None else before + allowed)
+        allowed, before = allowed_beside(setup, budget, Tier.DEVICE), memory_bytes(where)
+        _limit_memory(where, before, allowed)
         arranger = Arranger(setup, budget, where, dtype, offload, hardware)
-        arrangement = (
-            arranger.with_policy(policy)
-            if isinstance(policy, Policy)
-            else arranger.plan(
-                workload_of(requests, spec.max_positions) if requests else DEFAULT_WORKLOAD
-            )
-        )
-        with (
-            ThreadPoolExecutor() as beside,
-            tqdm(total=spec.num_layers + 1, unit="layer", disable=not progress) as bar,
-        ):
+        if isinstance(policy, Policy):
+            arrangement = arranger.with_policy(policy)
+        else:
+            known = workload_of(requests, spec.max_positions) if requests else DEFAULT_WORKLOAD
+            arrangement = arranger.plan(known)
+        with ThreadPoolExecutor() as beside:
             tokenizer, digest = (
                 beside.submit(f, path) for f in (checkpoint_tokenizer, fingerprint)
             )
-            bar.set_description(f"loading {model}")
             loader = Loader(
                 path=path,
                 setup=setup,
@@ -196,22 +180,16 @@ class Engine:
                 offload_dir=offload,
                 tokenizer=tokenizer.result,
             )
-            loaded = loader.load(arrangement, on_part=partial(bar.update, 1))
-        description = EngineDescription(
-            model=str(model),
-            fingerprint=digest.result(),
-            compression=compression.label,
-            dtype=dtype,
-            device=device,
-            num_parameters=spec.num_parameters,
-            weight_bytes=loaded.weights.num_bytes,
-            linear_weight_bytes=loaded.weights.linear_bytes,
-        )
-        watch = None if allowed is None else MemoryWatch(loaded.device, before, allowed)
+            loaded = _load(loader, arrangement, f"loading {model}" if progress else None)
         engine = cls(
-            loaded, description, arrangement, arranger, loader, watch,
+            loaded,
+            _describe(loaded, name=str(model), digest=digest.result(), dtype=dtype, device=device),
+            arrangement,
+            arranger,
+            loader,
+            None if allowed is None else MemoryWatch(where, before, allowed),
             automatic=not isinstance(policy, Policy),
-        )  # fmt: skip
+        )
         if requests:
             engine._tell_plan()
         return engine
@@ -385,6 +363,48 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _setup(spec: ModelSpec, compression: Compression, dtype: str, device: torch.device) -> Setup:
+    """Return what is planned for on a device."""
+    return Setup(
+        spec=spec,
+        compression=compression,
+        dtype_bytes=DTYPES[dtype].itemsize,
+        unified=device.type == "cpu",
+        has_attention_kernel=kernels.can_attend(
+            compression.cache_bits, compression.group_size, spec.head_size, device
+        ),
+    )
+
+
+def _limit_memory(device: torch.device, before_bytes: int, allowed_bytes: int | None) -> None:
+    """Have libraries keep to what is allowed beside what is used already; `None` for no limit."""
+    if allowed_bytes is not None and device.type == "cpu":
+        keep_few_kernels(allowed_bytes)
+    cap_device_memory(device, None if allowed_bytes is None else before_bytes + allowed_bytes)
+
+
+def _load(loader: Loader, arrangement: Arrangement, shown: str | None) -> Model:
+    """Load a model; with a progress bar of that name, if there is one."""
+    num_parts = loader.setup.spec.num_layers + 1
+    with tqdm(total=num_parts, desc=shown, unit="layer", disable=shown is None) as bar:
+        return loader.load(arrangement, on_part=partial(bar.update, 1))
+
+
+def _describe(
+    model: Model, *, name: str, digest: str, dtype: str, device: str
+) -> EngineDescription:
+    return EngineDescription(
+        model=name,
+        fingerprint=digest,
+        compression=model.compression.label,
+        dtype=dtype,
+        device=device,
+        num_parameters=model.spec.num_parameters,
+        weight_bytes=model.weights.num_bytes,
+        linear_weight_bytes=model.weights.linear_bytes,
+    )
 
 
 def _passing(
