@@ -64,7 +64,7 @@ Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class GpuTrial:
     """What one process is to measure."""
 
     stage: str
@@ -86,7 +86,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class GpuOutcome:
     """What its process reports."""
 
     prefill_s: float
@@ -140,7 +140,7 @@ class GpuRow:
     prompt_len: int
     new_tokens: int
     cap_bytes: int
-    outcome: Outcome | None = None
+    outcome: GpuOutcome | None = None
     problem: str = ""
     """Why there is no outcome."""
 
@@ -209,7 +209,7 @@ class Session:
         self._announce("machine: rates of card, link and disk ...")
         return measure_rates(self._bench("125m"), device=self._device, limit_s=self.left_s)
 
-    def run(self, trial: Trial, hardware: Hardware) -> GpuRow:
+    def run(self, trial: GpuTrial, hardware: Hardware) -> GpuRow:
         """Make a trial, if there is time."""
         row = self._run(trial, hardware)
         found = f"{row.outcome.tokens_per_s:.2f} token/s" if row.outcome else row.problem
@@ -219,7 +219,7 @@ class Session:
             rows.write(json.dumps(row.flat()) + "\n")
         return row
 
-    def _run(self, trial: Trial, hardware: Hardware) -> GpuRow:
+    def _run(self, trial: GpuTrial, hardware: Hardware) -> GpuRow:
         row = GpuRow(
             stage=trial.stage,
             system=trial.system,
@@ -256,13 +256,13 @@ class Session:
             return replace(row, problem=str(error), unfinished=late)
         if answer is None:
             return replace(row, problem="was killed for want of memory")
-        return replace(row, outcome=Outcome(**answer))
+        return replace(row, outcome=GpuOutcome(**answer))
 
     def _bench(self, model: str) -> Bench:
         return Bench.of_size(model, tokenizer=self._tokenizer, directory=self._directory)
 
 
-def _about(trial: Trial) -> str:
+def _about(trial: GpuTrial) -> str:
     return f"{trial.stage}: {trial.system} {trial.setting}, opt-{trial.model}"
 
 
@@ -301,7 +301,7 @@ def _in_short(row: GpuRow) -> Row:
     return {name: everything.get(name) or None for name in IN_SHORT}
 
 
-def trials(plan: Plan, *, host_bytes: int) -> Iterator[Trial]:
+def trials(plan: Plan, *, host_bytes: int) -> Iterator[GpuTrial]:
     """Yield what a plan measures, what it is about most first, as the time may run out.
 
     Args:
@@ -320,12 +320,12 @@ def trials(plan: Plan, *, host_bytes: int) -> Iterator[Trial]:
         yield from found[model][OURS][1:] + found[model][ACCELERATE]
 
 
-def _helm_trials(plan: Plan) -> Iterator[Trial]:
+def _helm_trials(plan: Plan) -> Iterator[GpuTrial]:
     for setting, requests in (
         (SHARED, [*helm_requests(plan.helm_share)]),
         (PADDED, [*padded_requests(plan.helm_share)]),
     ):
-        yield Trial(
+        yield GpuTrial(
             stage=HELM,
             system=OURS,
             setting=setting,
@@ -337,10 +337,10 @@ def _helm_trials(plan: Plan) -> Iterator[Trial]:
         )
 
 
-def _throughput_trials(plan: Plan, model: str, host_bytes: int) -> dict[str, list[Trial]]:
+def _throughput_trials(plan: Plan, model: str, host_bytes: int) -> dict[str, list[GpuTrial]]:
     """Those of a model, by system."""
 
-    def trial(system: str, setting: str, batch: int, **others: Any) -> Trial:
+    def trial(system: str, setting: str, batch: int, **others: Any) -> GpuTrial:
         requests = Requests(
             name=str(plan.workload),
             count=batch,
@@ -349,7 +349,7 @@ def _throughput_trials(plan: Plan, model: str, host_bytes: int) -> dict[str, lis
             most_own=plan.workload.prompt_len,
             new_tokens=plan.workload.new_tokens,
         )
-        return Trial(
+        return GpuTrial(
             stage=THROUGHPUT,
             system=system,
             setting=setting,
@@ -359,7 +359,7 @@ def _throughput_trials(plan: Plan, model: str, host_bytes: int) -> dict[str, lis
             **others,
         )
 
-    found: dict[str, list[Trial]] = {
+    found: dict[str, list[GpuTrial]] = {
         OURS: [trial(OURS, label, plan.batch, compression=label) for label in plan.compressions],
         UPSTREAM: [],
         ACCELERATE: [],

@@ -1,4 +1,4 @@
-"""The process of a trial of ours or of accelerate: reads it as JSON, prints a `gpu.Outcome`."""
+"""The process of a trial of ours or of accelerate: reads it as JSON, prints a `GpuOutcome`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
-from flexgen_helm.bench.gpu import ACCELERATE, OURS, PILOT_TOKENS, Outcome, Trial
+from flexgen_helm.bench.gpu import ACCELERATE, OURS, PILOT_TOKENS, GpuOutcome, GpuTrial
 from flexgen_helm.bench.gpu_workloads import Requests
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def main(request: str) -> None:
     """Carry out what a request asks for."""
     asked = json.loads(request)
     wanted = [Requests(**requests) for requests in asked["trial"]["requests"]]
-    trial = Trial(**{**asked["trial"], "requests": wanted})
+    trial = GpuTrial(**{**asked["trial"], "requests": wanted})
     system = {OURS: _ours, ACCELERATE: _accelerate}[trial.system]
     print(json.dumps(asdict(system(trial, asked))))
 
@@ -53,7 +53,7 @@ def prompts(requests: Requests) -> Iterator[list[int]]:
         yield [*beginnings[index % TRIALS_OF_A_SCENARIO], *own]
 
 
-def _ours(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
+def _ours(trial: GpuTrial, asked: Mapping[str, Any]) -> GpuOutcome:
     from flexgen_helm.model.dtypes import device_of
     from flexgen_helm.runtime.engine import Engine
     from flexgen_helm.specs.budget import MemoryBudget
@@ -91,7 +91,7 @@ def _ours(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
             for cost in costs
             if cost.predicted_prefill_s is not None and cost.predicted_decode_s is not None
         ]
-        return Outcome(
+        return GpuOutcome(
             prefill_s=sum(cost.prefill_s for cost in costs),
             decode_s=sum(cost.decode_s for cost in costs),
             generated_tokens=sum(cost.num_generated_tokens for cost in costs),
@@ -125,7 +125,7 @@ def _brief(policy: Policy) -> str:
     return ", ".join([shape, tokens, *percent, f"attention on {policy.attention}"])
 
 
-def _accelerate(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
+def _accelerate(trial: GpuTrial, asked: Mapping[str, Any]) -> GpuOutcome:
     """Weights that do not fit the card in the host's memory; a few tokens, the rest alike."""
     import torch
     from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
@@ -172,7 +172,7 @@ def _accelerate(trial: Trial, asked: Mapping[str, Any]) -> Outcome:
         stopping_criteria=[note_time],
     )
     step_s = (times[-1] - times[1]) / max(1, tokens - 1)
-    return Outcome(
+    return GpuOutcome(
         prefill_s=times[1] - times[0],
         decode_s=step_s * (requests.new_tokens - 1),
         generated_tokens=requests.count * requests.new_tokens,

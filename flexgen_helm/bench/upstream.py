@@ -1,4 +1,4 @@
-"""The process of a trial of upstream FlexGen: reads it as JSON, prints a `gpu.Outcome` as JSON.
+"""The process of a trial of upstream FlexGen: reads it as JSON, prints a `GpuOutcome` as JSON.
 
 Upstream's own program runs, with its options, on its dummy weights. Only its tokenizer is replaced,
 which it would download, and the memory of the card is capped before.
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from flexgen_helm.bench.gpu import UPSTREAM_TOKENS, Outcome
+from flexgen_helm.bench.gpu import UPSTREAM_TOKENS, GpuOutcome
 from flexgen_helm.bench.gpu_process import device_memory
 
 DUMMY = "_DUMMY_"
@@ -78,7 +78,7 @@ def main(request: str) -> None:
     [requests] = trial["requests"]
     prompt_len, new_tokens = requests["most_own"], requests["new_tokens"]
     whole = len(costs) == new_tokens
-    outcome = Outcome(
+    outcome = GpuOutcome(
         prefill_s=first,
         decode_s=sum(others) if whole else project_decode_latency(costs, prompt_len, new_tokens),
         generated_tokens=requests["count"] * new_tokens,

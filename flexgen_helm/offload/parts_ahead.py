@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.offload.disk import DiskReader, aligned_buffer
+from flexgen_helm.offload.disk_part import DiskPart, PartRead
 from flexgen_helm.offload.link import Lane, Link, Mark, Transit
-from flexgen_helm.offload.reading import DiskPart, Reading
 from flexgen_helm.offload.waiting import Waiting
 
 T = TypeVar("T")
@@ -98,7 +98,7 @@ class PartsFromDisk:
         self._parts, self._reader, self._waiting = parts, reader, waiting
         size = max((part.num_bytes for part in parts.values()), default=0)
         self._buffers = [aligned_buffer(size) for _ in range(2 if size else 0)]
-        self._ahead = _OneAhead(list(parts), self._begin, Reading.wait, overlap=overlap)
+        self._ahead = _OneAhead(list(parts), self._begin, PartRead.wait, overlap=overlap)
 
     def take(self, name: str) -> dict[str, Tensor]:
         reading = self._ahead.take(name)
@@ -108,9 +108,9 @@ class PartsFromDisk:
     def close(self) -> None:
         self._buffers.clear()
 
-    def _begin(self, name: str) -> Reading:
+    def _begin(self, name: str) -> PartRead:
         self._buffers.reverse()
-        return Reading(self._parts[name], self._buffers[0], self._reader)
+        return PartRead(self._parts[name], self._buffers[0], self._reader)
 
 
 class OffDevice(NamedTuple):
@@ -209,7 +209,7 @@ class PartsToDevice:
         while staging.reading:
             staging.reading.pop().wait()
         if end > middle:
-            Reading(part.on_disk, staging.on_host, self._reader).finish()
+            PartRead(part.on_disk, staging.on_host, self._reader).finish()
             staging.reading = [self._link.fill(disk, staging.on_host[: end - middle], unused)]
         tensors = part.on_host.views(host) | part.on_disk.views(disk)
         return _Upload(tensors, copies + staging.reading)

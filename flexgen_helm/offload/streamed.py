@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.offload.disk import DiskReader, aligned_buffer
+from flexgen_helm.offload.disk_part import DiskPart, PartRead
 from flexgen_helm.offload.link import Link
 from flexgen_helm.offload.part_file import PartFile, Region
 from flexgen_helm.offload.parts_ahead import OffDevice, PartsAhead, PartsFromDisk, PartsToDevice
-from flexgen_helm.offload.reading import DiskPart, Reading
 from flexgen_helm.offload.store import WeightStore, tensor_of
 from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.offload.weights import Decompressor, Part, StoredTensor
@@ -154,7 +154,7 @@ class StreamedWeights:
     def _read(self, part: DiskPart, make_buffer: Callable[[int], Tensor]) -> Tensor:
         """Return the bytes of a part."""
         buffer = make_buffer(part.num_bytes)
-        Reading(part, buffer, self._reader).finish()
+        PartRead(part, buffer, self._reader).finish()
         return buffer
 
     def _as_read(self, name: str, tensor: StoredTensor) -> StoredTensor:

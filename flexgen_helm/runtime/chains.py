@@ -16,7 +16,7 @@ from flexgen_helm.model.row_cells import RowCells, Stretch
 CHAIN_ROWS = 2048
 """Rows of chains attended to in one product; bounds the memory of their scores."""
 
-LEAST_FILLED = 0.85
+LEAST_SIMILAR = 0.85
 """Chains share a product if the shortest has at least this part of the longest one's length."""
 
 
@@ -101,7 +101,7 @@ def _batches(places: Sequence[Place]) -> Iterator[list[Place]]:
     for place in sorted(places, key=lambda place: -len(place.chain)):
         if batch:
             longest = len(batch[0].chain)
-            similar = len(place.chain) >= LEAST_FILLED * longest
+            similar = len(place.chain) >= LEAST_SIMILAR * longest
             if not similar or (len(batch) + 1) * longest > CHAIN_ROWS:
                 yield batch
                 batch = []

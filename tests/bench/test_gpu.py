@@ -15,11 +15,11 @@ from flexgen_helm.bench.gpu import (
     SHARED,
     THROUGHPUT,
     UPSTREAM,
+    GpuOutcome,
     GpuRow,
-    Outcome,
+    GpuTrial,
     Plan,
     Session,
-    Trial,
     trials,
 )
 from flexgen_helm.bench.gpu_workloads import (
@@ -127,7 +127,7 @@ def test_sub_scenarios_have_the_lengths_and_beginnings_of_real_ones():
 def row(system, setting, seconds=None, *, stage=THROUGHPUT, tokens=100, late=False, **others):
     outcome = None
     if seconds is not None:
-        outcome = Outcome(
+        outcome = GpuOutcome(
             prefill_s=seconds / 2,
             decode_s=seconds / 2,
             generated_tokens=tokens,
@@ -182,7 +182,7 @@ REQUESTS = Requests(name="8/3", count=2, shared=4, least_own=3, most_own=5, new_
 
 
 def trial(system, **changes):
-    return Trial(
+    return GpuTrial(
         **{
             "stage": THROUGHPUT,
             "system": system,
@@ -253,7 +253,7 @@ def test_sub_scenarios_one_after_another_on_a_small_card(cuda, compression, tmp_
                 }
             )
         )
-        outcome = Outcome(**json.loads(capsys.readouterr().out))
+        outcome = GpuOutcome(**json.loads(capsys.readouterr().out))
         assert 0 < outcome.allocated_bytes <= CAPS[compression]
         assert outcome.link_bytes > 0
         assert 7 <= outcome.generated_tokens <= 2 * 3 + 5 * 2
@@ -324,7 +324,7 @@ def test_upstream_runs_with_our_cap_and_another_tokenizer(
     asked = trial(UPSTREAM, requests=[replace(REQUESTS, new_tokens=new_tokens)])
     asked = {"trial": gpu.asdict(asked), "directory": str(tmp_path), "device": "cuda:0"}
     upstream.main(json.dumps(asked))
-    outcome = Outcome(**json.loads(capsys.readouterr().out))
+    outcome = GpuOutcome(**json.loads(capsys.readouterr().out))
     assert (outcome.prefill_s, outcome.decode_s) == (2.0, decode_s)
     assert outcome.generated_tokens == 2 * new_tokens
     assert (outcome.allocated_bytes, outcome.reserved_bytes) == (7, 8)

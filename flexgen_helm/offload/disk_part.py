@@ -1,4 +1,4 @@
-"""Tensors of a part on their way from disk into a buffer."""
+"""A part of the weights on disk, and its tensors on their way into a buffer."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class DiskPart:
         return buffer[start : start + region.entry.num_bytes]
 
 
-class Reading:
+class PartRead:
     """A part on its way into a buffer.
 
     Args:
