@@ -7,18 +7,17 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import numpy as np
 
+from flexgen_helm.bench.generation import token_times
 from flexgen_helm.bench.gpu import ACCELERATE, OURS, PILOT_TOKENS, GpuOutcome, GpuTrial
 from flexgen_helm.bench.gpu_workloads import Requests
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from flexgen_helm.specs.policy import Policy
     from flexgen_helm.specs.request import GenerationRequest
@@ -154,23 +153,8 @@ def _accelerate(trial: GpuTrial, asked: Mapping[str, Any]) -> GpuOutcome:
         )
         model = dispatch_model(model, placed)
     input_ids = torch.tensor([*prompts(requests)], device=device)
-    times = [perf_counter()]
-
-    def note_time(ids: Tensor, *_: object, **__: object) -> Tensor:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(perf_counter())
-        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-
     tokens = min(PILOT_TOKENS, requests.new_tokens)
-    model.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        do_sample=False,
-        min_new_tokens=tokens,
-        max_new_tokens=tokens,
-        stopping_criteria=[note_time],
-    )
+    times = token_times(model, input_ids, tokens)
     step_s = (times[-1] - times[1]) / max(1, tokens - 1)
     return GpuOutcome(
         prefill_s=times[1] - times[0],

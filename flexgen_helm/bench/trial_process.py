@@ -6,14 +6,11 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from flexgen_helm.bench.generation import token_times
 from flexgen_helm.bench.memory_limit import join
 from flexgen_helm.bench.trial import ACCELERATE, OURS, TRANSFORMERS, Outcome, Trial, Workload
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SPARE_BYTES = 64 << 20
 """Left free below a limit: for what the process needs beside the engine."""
@@ -108,24 +105,11 @@ def _generate(trial: Trial, checkpoint: Path, loading: dict[str, Any]) -> Outcom
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint, dtype=resolve_dtype("auto", "cpu"), **loading
     )
-    times = [perf_counter()]
-
-    def note_time(ids: Tensor, *_: object, **__: object) -> Tensor:
-        times.append(perf_counter())
-        return torch.zeros(len(ids), dtype=torch.bool)
-
-    generated = model.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        do_sample=False,
-        min_new_tokens=trial.workload.new_tokens,
-        max_new_tokens=trial.workload.new_tokens,
-        stopping_criteria=[note_time],
-    )
+    times = token_times(model, input_ids, trial.workload.new_tokens)
     return Outcome(
         prefill_s=times[1] - times[0],
         decode_s=times[-1] - times[1],
-        generated_tokens=trial.batch * (generated.shape[1] - input_ids.shape[1]),
+        generated_tokens=trial.batch * (len(times) - 1),
         memory_bytes=peak_memory_bytes(torch.device("cpu")) - before,
     )
 
