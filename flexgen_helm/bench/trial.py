@@ -103,6 +103,20 @@ class TrialRow:
     used_of_limit_bytes: int | None
     """Peak with the page cache, where there was a limit."""
 
+    @classmethod
+    def of(cls, trial: Trial, *, used_of_limit_bytes: int | None = None) -> TrialRow:
+        """Return that of a trial of which nothing else is known."""
+        return cls(
+            stage=trial.stage,
+            system=trial.system,
+            setting=trial.setting,
+            prompt_len=trial.workload.prompt_len,
+            new_tokens=trial.workload.new_tokens,
+            batch=trial.batch,
+            limit_bytes=trial.memory_limit_bytes,
+            used_of_limit_bytes=used_of_limit_bytes,
+        )
+
     @property
     def total_s(self) -> float:
         """Time of prefill and decode; without end if it was killed."""
@@ -200,16 +214,7 @@ def ask(
 
 
 def _row(trial: Trial, outcome: Outcome | None, used: int | None) -> TrialRow:
-    row = TrialRow(
-        stage=trial.stage,
-        system=trial.system,
-        setting=trial.setting,
-        prompt_len=trial.workload.prompt_len,
-        new_tokens=trial.workload.new_tokens,
-        batch=trial.batch,
-        limit_bytes=trial.memory_limit_bytes,
-        used_of_limit_bytes=used,
-    )
+    row = TrialRow.of(trial, used_of_limit_bytes=used)
     if outcome is None:
         return row
     seconds = outcome.prefill_s + outcome.decode_s

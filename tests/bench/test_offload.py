@@ -37,13 +37,8 @@ def pretended(trial, bench, *, number):
     """A trial of which 16 requests do not fit a limit, and 8 are faster than 4."""
     killed = trial.system == ACCELERATE and trial.memory_limit_bytes and trial.batch > 8
     seconds = trial.batch * trial.workload.new_tokens / SPEEDS[trial.system] / trial.batch**0.1
-    return TrialRow(
-        stage=trial.stage,
-        system=trial.system,
-        setting=trial.setting,
-        prompt_len=trial.workload.prompt_len,
-        new_tokens=trial.workload.new_tokens,
-        batch=trial.batch,
+    return replace(
+        TrialRow.of(trial),
         generated_tokens=None if killed else trial.batch * trial.workload.new_tokens,
         prefill_s=None if killed else seconds / 2,
         decode_s=None if killed else seconds / 2,
@@ -51,8 +46,6 @@ def pretended(trial, bench, *, number):
         memory_bytes=900,
         planned_bytes=1000,
         spill_bytes=0,
-        limit_bytes=trial.memory_limit_bytes,
-        used_of_limit_bytes=None,
     )
 
 

@@ -18,19 +18,12 @@ from tests.planner.machines import CPU
 def pretended(trial, bench, *, number):
     """A trial that takes a second for each phase, and longer with small micro-batches."""
     slow = trial.policy.get("micro_batch_tokens", 2048) < 512
-    return TrialRow(
-        stage=trial.stage,
-        system=trial.system,
-        setting=trial.setting,
-        prompt_len=trial.workload.prompt_len,
-        new_tokens=trial.workload.new_tokens,
-        batch=trial.batch,
+    return replace(
+        TrialRow.of(trial),
         prefill_s=3.0 if slow else 1.0,
         decode_s=1.0,
         memory_bytes=900,
         planned_bytes=1000,
-        limit_bytes=None,
-        used_of_limit_bytes=None,
     )
 
 
