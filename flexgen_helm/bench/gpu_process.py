@@ -19,7 +19,6 @@ from flexgen_helm.bench.gpu_workloads import Requests
 if TYPE_CHECKING:
     import torch
 
-    from flexgen_helm.specs.policy import Policy
     from flexgen_helm.specs.request import GenerationRequest
 
 FIRST_TOKEN, VOCABULARY = 4, 250
@@ -98,7 +97,7 @@ def _ours(trial: GpuTrial, asked: Mapping[str, Any]) -> GpuOutcome:
             link_bytes=engine.link_bytes - copied_before,
             link_wait_s=sum(cost.link_wait_s for cost in costs),
             predicted_s=sum(map(sum, known)) if len(known) == len(costs) else None,
-            policy=_brief(engine.policy),
+            policy=engine.policy.brief,
         )
 
 
@@ -108,20 +107,6 @@ def _warm_up(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
 
     few = SamplingParams(max_tokens=WARM_TOKENS)
     return [replace(request, sampling=few) for request in requests[:WARM_REQUESTS]]
-
-
-def _brief(policy: Policy) -> str:
-    """Return the shape of blocks, and percent on device, host and disk."""
-    placed = {
-        "weights": policy.weights, "cache": policy.cache, "activations": policy.activations
-    }  # fmt: skip
-    percent = [
-        f"{name} {100 * x.device:.0f}/{100 * x.host:.0f}/{100 * x.disk:.0f}"
-        for name, x in placed.items()
-    ]
-    shape = f"{policy.micro_batch_size}x{policy.num_micro_batches}"
-    tokens = f"{policy.micro_batch_tokens} tokens"
-    return ", ".join([shape, tokens, *percent, f"attention on {policy.attention}"])
 
 
 def _accelerate(trial: GpuTrial, asked: Mapping[str, Any]) -> GpuOutcome:

@@ -22,7 +22,8 @@ from flexgen_helm.cli.tables import add_compare_parser, add_tables_parser
 from flexgen_helm.errors import FlexGenError
 from flexgen_helm.notices import one_line_warnings
 
-INTERRUPTED = "interrupted; what was computed is kept, and the same command goes on from there"
+GO_ON = frozenset({"demo", "run", "sweep", "reproduce", "convert"})
+"""Commands that keep what they have done when they are interrupted, and go on from there."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flexgen-helm: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"flexgen-helm: {INTERRUPTED}", file=sys.stderr)
+        kept = "; what was computed is kept, and the same command goes on from there"
+        print(f"flexgen-helm: interrupted{kept * (args.command in GO_ON)}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as of `| head`; nobody wants the rest, nor hear of it at the exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -54,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Evaluate OPT models with HELM, in large batches and compressed.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_demo_parser(subparsers)
     add_run_parser(subparsers)
     add_sweep_parser(subparsers)

@@ -51,7 +51,7 @@ def add_reproduce_parser(subparsers: argparse._SubParsersAction[argparse.Argumen
     add = parser.add_argument
     add("suite", choices=SUITES, help="paper-7-offline leaves out what must be downloaded")
     add("--model", default="facebook/opt-iml-30b", help="hub id, short name or directory")
-    add("--compression", metavar="LABEL", default="w4-kv4")
+    add("--compression", metavar="LABEL", default="w4-kv4", help="none is what the paper ran")
     add("--hardware", metavar="NAME", help="machine to predict the times of (this, if calibrated)")
     add("--dummy", action="store_true", help="random weights of the model's shape: speed alone")
     add("--tokenizer", type=Path, metavar="DIR", help="of OPT, for --dummy")
@@ -66,7 +66,7 @@ def run_reproduce(args: argparse.Namespace) -> int:
     from flexgen_helm.tables.collect import efficiency
     from flexgen_helm.tables.plans import plan_text
     from flexgen_helm.tables.render import text_table
-    from flexgen_helm.tables.reproduction import REPRODUCTION, reproduction
+    from flexgen_helm.tables.reproduction import NOT_SHOWN, REPRODUCTION, reproduction
     from flexgen_helm.tables.write import write_csv, write_parquet
 
     apply_limits(args)
@@ -94,8 +94,10 @@ def run_reproduce(args: argparse.Namespace) -> int:
         costs = efficiency(runs)
         ours = costs[costs["deployment"] == deployment]
         table = reproduction(ours, entries, flexgen_paper()["helm"]["rows"], plan)
-        shown = [column for column in REPRODUCTION if column.name != "run"]
+        shown = [column for column in REPRODUCTION if column.name not in NOT_SHOWN]
         print(f"\n{text_table(table, shown, terminal_width())}\n")
+        for policy in table["policy"].dropna().unique():
+            print(f"policy: {policy}")
         print(f"helm-run took {took_s / 60:.3g} minutes, for what was missing, metrics included")
         written = [write_parquet(table, tables / "reproduction.parquet")]
         written += [write_csv(table, tables / "reproduction.csv"), tables / "conditions.json"]

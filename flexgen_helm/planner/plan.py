@@ -54,6 +54,9 @@ class Plan:
     """A policy, and what comes of it."""
 
     policy: Policy
+    hardware: str
+    """Name of the profile it is for."""
+
     compression: str
     predicted_s: float
     per_scenario: tuple[ScenarioPlan, ...]
@@ -72,6 +75,11 @@ class Plan:
         return self.generated_tokens / self.predicted_s
 
     @property
+    def effective_batch(self) -> int:
+        """Requests of the largest block."""
+        return round(max(scenario.effective_batch for scenario in self.per_scenario))
+
+    @property
     def offloads(self) -> bool:
         """Whether anything is not on the device."""
         return any(getattr(self.policy, name) != ON_DEVICE for name in PLACED)
@@ -85,7 +93,8 @@ class Plan:
         )
         return "\n".join(
             [
-                f"predicted: {format_seconds(self.predicted_s)}, {self.throughput:.3g} tokens/s",
+                f"predicted for {self.hardware}: {format_seconds(self.predicted_s)},"
+                f" {self.throughput:.3g} tokens/s, blocks of up to {self.effective_batch} sequences",
                 f"compression: {self.compression}",
                 f"memory, at most: {memory}",
                 *_policy_lines(self.policy),
@@ -98,6 +107,7 @@ class Plan:
         return {
             "predicted_hours": self.predicted_s / 3600,
             "predicted_tokens_per_s": self.throughput,
+            "hardware": self.hardware,
             "compression": self.compression,
             "offloads": self.offloads,
             "policy": asdict(self.policy),
@@ -224,6 +234,7 @@ def _assemble(
     needed = needed_bytes(setup, shape, workload)
     made = Plan(
         policy=policy,
+        hardware=hardware.name,
         compression=setup.compression.label,
         predicted_s=sum(seconds),
         per_scenario=tuple(scenarios),

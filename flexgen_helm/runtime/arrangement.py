@@ -139,7 +139,7 @@ class Arranger:
 
     def _hardware(self) -> Hardware:
         """Rates as measured, and the memory there is now."""
-        hardware = self._given or _known_hardware(self._setup.unified, self._dtype)
+        hardware = self._given or _known_hardware(self._device, self._dtype)
         return replace(
             hardware,
             unified=self._setup.unified,
@@ -148,10 +148,11 @@ class Arranger:
         )
 
 
-def _known_hardware(unified: bool, dtype: str) -> Hardware:
-    measured = _measured()
+def _known_hardware(device: torch.device, dtype: str) -> Hardware:
+    measured, unified = _measured(), device.type != "cuda"
     if measured is None or measured.unified != unified:  # of the other of processor and GPU
-        return typical_hardware(unified=unified, dtype=dtype)
+        name = "" if unified else torch.cuda.get_device_name(device)
+        return typical_hardware(unified=unified, dtype=dtype, device_name=name)
     return measured
 
 

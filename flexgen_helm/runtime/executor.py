@@ -300,7 +300,9 @@ class BlockExecutor:
         peak = peak_memory_bytes(self._model.device)
         on_disk = self._model.spill.peak_bytes if self._model.spill else 0
         for job in {job.index: job for job in finished}.values():
-            result = job.result(peak_memory_bytes=peak, peak_disk_bytes=on_disk)
+            result = job.result(
+                policy=self.policy.brief, peak_memory_bytes=peak, peak_disk_bytes=on_disk
+            )
             on_result(job.index, result)
 
 

@@ -61,7 +61,9 @@ class Job:
         """Note what a finished sequence had in the KV cache, its share of what it shared."""
         self._cached_tokens += num_tokens
 
-    def result(self, *, peak_memory_bytes: int, peak_disk_bytes: int = 0) -> GenerationResult:
+    def result(
+        self, *, policy: str, peak_memory_bytes: int, peak_disk_bytes: int = 0
+    ) -> GenerationResult:
         """Return the result of a finished job."""
         cached_tokens = round(self._cached_tokens)
         decode = sum((s.decode for s in self.sequences), Cost())
@@ -85,5 +87,6 @@ class Job:
                 cached_tokens=cached_tokens,
                 peak_memory_bytes=peak_memory_bytes,
                 peak_disk_bytes=peak_disk_bytes,
+                policy=policy,
             ),
         )

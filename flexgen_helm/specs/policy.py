@@ -120,3 +120,15 @@ class Policy:
     def effective_batch(self) -> int:
         """Sequences of a whole block."""
         return self.micro_batch_size * self.num_micro_batches
+
+    @property
+    def brief(self) -> str:
+        """The shape of blocks, and percent on device, host and disk."""
+        placed = {"weights": self.weights, "cache": self.cache, "activations": self.activations}
+        percent = [
+            f"{name} {100 * x.device:.0f}/{100 * x.host:.0f}/{100 * x.disk:.0f}"
+            for name, x in placed.items()
+        ]
+        shape = f"{self.micro_batch_size}x{self.num_micro_batches}"
+        tokens = f"{self.micro_batch_tokens} tokens"
+        return ", ".join([shape, tokens, *percent, f"attention on {self.attention}"])

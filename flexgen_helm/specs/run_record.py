@@ -70,6 +70,7 @@ class RunRecord(Statistics):
             peak_disk_bytes=max(s.peak_disk_bytes for s in statistics),
             disk_wait_s=sum(s.disk_wait_s for s in statistics),
             link_wait_s=sum(s.link_wait_s for s in statistics),
+            policy="; ".join(dict.fromkeys(s.policy for s in statistics if s.policy)),
             predicted_prefill_s=_sum([s.predicted_prefill_s for s in statistics]),
             predicted_decode_s=_sum([s.predicted_decode_s for s in statistics]),
             planned_memory_bytes=max(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ _PLACES = (
     Path(__file__).parent.parent.parent / "scenarios",  # in a checkout
     Path(sys.prefix) / "share" / "flexgen_helm" / "scenarios",  # where pip puts it
 )
+
+UNKNOWN_GPU = "rtx-3090"
+"""Whose figures are taken for a GPU without a profile."""
 
 
 def scenarios_dir() -> Path:
@@ -32,17 +36,21 @@ def flexgen_paper() -> dict[str, Any]:
     return paper
 
 
-def typical_hardware(*, unified: bool, dtype: str) -> Hardware:
+def typical_hardware(*, unified: bool, dtype: str, device_name: str = "") -> Hardware:
     """Return figures to go by on a machine that has not been calibrated.
 
     Args:
         unified: whether it has no GPU.
         dtype: what it computes in. Processors that cannot compute in 16 bits are slower by far.
+        device_name: of the GPU, as CUDA has it; one without a profile is taken for another.
 
     Raises:
         HardwareError: no profiles were installed.
     """
-    name = "t4"
+    profiles = hardware_profiles()
     if unified:
         name = "cpu-2-cores-float32" if dtype == "float32" else "cpu-2-cores"
-    return read_hardware(hardware_profiles().get(name, Path(f"{name}.json")))
+    else:
+        words = set(re.findall(r"\w+", device_name.lower()))
+        name = next((n for n in profiles if words.issuperset(n.split("-"))), UNKNOWN_GPU)
+    return read_hardware(profiles.get(name, Path(f"{name}.json")))

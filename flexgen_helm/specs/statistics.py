@@ -50,6 +50,9 @@ class Statistics:
     link_wait_s: float = 0.0
     """Likewise for copies to the device."""
 
+    policy: str = ""
+    """With which policy they ended, in brief; several, one after another."""
+
     predicted_prefill_s: float | None = None
     """What the planner said `prefill_s` would be; `None` if the machine was not calibrated, for
     any of the requests."""

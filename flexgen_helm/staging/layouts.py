@@ -138,11 +138,12 @@ NEED_NOTHING = frozenset({"dyck_language", "synthetic_reasoning", "synthetic_rea
 """Scenarios that make up their instances."""
 
 _SUMMARIZATION = {
+    "xsum": "xsum",
     "summarization_xsum": "xsum",
     "summarization_xsum_sampled": "xsum-sampled",
     "summarization_xsum_rouge": "xsum-sampled",
 }
-"""Run entries of the scenario, and the names of their texts."""
+"""Run entries of the scenario, and what people call it, with the names of their texts."""
 
 
 def scenario_of_entry(entry: str) -> str:

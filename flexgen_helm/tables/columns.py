@@ -95,6 +95,7 @@ EFFICIENCY = (
     Column("cache_bytes_per_token", "float64", "bytes/token", "flexgen_run.cache_bytes_per_token"),
     Column("peak_memory_bytes", "Int64", "bytes", "flexgen_run.peak_memory_bytes"),
     Column("peak_disk_bytes", "Int64", "bytes", "flexgen_run.peak_disk_bytes"),
+    Column("policy", "string", "", "flexgen_run.policy"),
     Column("predicted_prefill_s", "float64", "s", "flexgen_run.predicted_prefill_s"),
     Column("predicted_decode_s", "float64", "s", "flexgen_run.predicted_decode_s"),
     Column("planned_memory_bytes", "Int64", "bytes", "flexgen_run.planned_memory_bytes"),
@@ -105,7 +106,8 @@ token, as those of sequences that have ended and are left in a CUDA graph, and `
 says how large the batches were in which tokens were generated. `request_s` is prefill and decode
 together or, without a run record, the sum of HELM's request times, which overlap when HELM asked
 from several threads; `disk_wait_s` and `link_wait_s` are the part of it in which computing stood
-still for the disk, or for copies to a GPU. What was `predicted` and `planned` is there where the
+still for the disk, or for copies to a GPU. `policy` has sequences of a micro-batch x micro-batches,
+and percent on device/host/disk. What was `predicted` and `planned` is there where the
 machine has been calibrated, or a memory budget was given."""
 
 COMPARISON = (

@@ -28,6 +28,7 @@ _SCENARIOS_BY_METRIC = {
         "summarization_cnndm",
         "summarization_xsum",
         "summarization_xsum_rouge",
+        "summarization_xsum_sampled",
     ),
     "bleu_4": ("wmt_14",),
     "RR@10": ("msmarco",),

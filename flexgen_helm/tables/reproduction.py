@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from flexgen_helm.planner.plan import Plan
 
 REPRODUCTION = (
-    Column("scenario", "string", "", "paper.scenario"),
+    Column("scenario", "string", "", "scenario"),
+    Column("compression", "string", "", "run.compression"),
     Column("requests", "Int64", "", "run.requests"),
     Column("prompt_tokens", "Int64", "", "run.prompt_tokens"),
     Column("unique_tokens", "float64", "", "run.computed_prompt_tokens"),
@@ -21,18 +22,27 @@ REPRODUCTION = (
     Column("effective_batch", "float64", "", "run.effective_batch"),
     Column("minutes", "float64", "minutes", "minutes"),
     Column("predicted_minutes", "float64", "minutes", "predicted_minutes"),
+    Column("paper_scenario", "string", "", "paper.scenario"),
     Column("paper_requests", "Int64", "", "paper.num_requests"),
     Column("paper_minutes", "float64", "minutes", "paper.measured_minutes"),
     Column("mean_request_s", "float64", "s", "mean_request_s"),
     Column("paper_mean_request_s", "float64", "s", "paper_mean_request_s"),
     Column("peak_memory_bytes", "Int64", "bytes", "run.peak_memory_bytes"),
+    Column("policy", "string", "", "run.policy"),
     Column("run", "string", "", "run.run"),
 )
-"""One row per sub-scenario of the paper's HELM table. `minutes` are those of prefill and decode;
+"""One row per sub-scenario of the paper's HELM table: `scenario` is what was run, which need not be
+all of `paper_scenario`; the paper's ran without compression. `minutes` are those of prefill and decode;
 the paper's contain downloads, loading and metrics, too.
 `predicted_minutes` are the planner's for the machine that was asked for."""
 
-IDENTIFYING = ("subject", "mode", "difficulty", "max_eval_instances", "num_train_trials")
+NOT_SHOWN = frozenset({"paper_scenario", "policy", "run"})
+"""Columns too long for a table on a screen."""
+
+COUNTS = ("max_eval_instances", "num_train_trials")
+"""Arguments of a run entry that say how much of it is run."""
+
+IDENTIFYING = ("subject", "mode", "difficulty", *COUNTS)
 """Arguments of a run entry that tell its runs from others of the scenario."""
 
 
@@ -67,6 +77,7 @@ def _rows(
         run = next((run for run in runs if is_of(str(run["run"]), entry)), {})
         seconds = run.get("request_s")
         yield {
+            "scenario": _uncounted(entry),
             "paper": row,
             "run": run,
             "minutes": None if seconds is None else seconds / 60,
@@ -74,6 +85,13 @@ def _rows(
             "mean_request_s": None if seconds is None else seconds / run["requests"],
             "paper_mean_request_s": 60 * row["measured_minutes"] / row["num_requests"],
         }
+
+
+def _uncounted(entry: str) -> str:
+    """A run entry without how much of it is run."""
+    scenario, _, arguments = entry.partition(":")
+    kept = [part for part in arguments.split(",") if part.partition("=")[0] not in COUNTS]
+    return ":".join(filter(None, [scenario, ",".join(kept)]))
 
 
 def is_of(run: str, entry: str) -> bool:

@@ -35,17 +35,24 @@ def test_an_error_is_one_line_and_status_2(tmp_path, capsys):
     assert captured.err.count("\n") == 1
 
 
-def test_an_interrupt_is_one_line(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("plan --hardware t4 --model opt-30b", "interrupted"),
+        (
+            "reproduce paper-7 --hardware t4",
+            "interrupted; what was computed is kept, and the same command goes on from there",
+        ),
+    ],
+)
+def test_an_interrupt_is_one_line(command, said, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flexgen_helm.cli.plan.read_suite", interrupt)
-    assert main(["plan", "--hardware", "t4", "--model", "opt-30b", "--suite", "x.conf"]) == 130
-    captured = capsys.readouterr()
-    assert captured.err == (
-        "flexgen-helm: interrupted; what was computed is kept, and the same command goes on from"
-        " there\n"
-    )
+    monkeypatch.setattr("flexgen_helm.planner.plan.plan", interrupt)
+    workload = ["--workload", "10:50/2"] if command.startswith("plan") else []
+    assert main([*command.split(), *workload]) == 130
+    assert capsys.readouterr().err == f"flexgen-helm: {said}\n"
 
 
 def test_output_that_nobody_reads_is_no_error():

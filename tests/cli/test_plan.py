@@ -34,7 +34,7 @@ def test_a_plan_is_shown_as_a_table(capsys):
     assert plan("--hardware", "t4", "--workload", "100:64/8") == 0
     shown = capsys.readouterr().out
     assert "100:64/8" in shown
-    assert "predicted: " in shown
+    assert "predicted for t4: " in shown
     assert "weights: " in shown
     assert "nothing is offloaded" in shown
 

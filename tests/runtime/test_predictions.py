@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_planned_for_its_requests(checkpoint, tight, tmp_pa
         engine.generate(requests(2))
     assert [r.completions for r in results] == [r.completions for r in expected]
     shown = capsys.readouterr().err
-    assert shown.count("predicted: ") == 1
+    assert shown.count("predicted for ") == 1
     assert "micro-batches: " in shown
 
 
@@ -116,7 +116,7 @@ def test_results_say_what_was_predicted(checkpoint, tmp_path, monkeypatch):
 
 
 def test_without_any_profile_the_nearest_policy_is_taken(checkpoint, tight, tmp_path, monkeypatch):
-    def missing(*, unified, dtype):
+    def missing(**_):
         raise HardwareError("no profiles were installed")
 
     monkeypatch.setattr(arrangement, "typical_hardware", missing)

@@ -93,6 +93,9 @@ def test_results_are_reported_once(checkpoint, expected, monkeypatch):
         results = engine.generate(requests(), on_result=lambda i, _: reported.append(i))
     assert sorted(reported) == list(range(20))
     assert completions(results) == expected
+    assert {result.statistics.policy for result in results} == {
+        Policy().brief, engine.policy.brief
+    }  # fmt: skip
 
 
 def test_what_does_not_fit_at_all_fails_as_it_is(checkpoint, limited):

@@ -82,6 +82,7 @@ def test_an_unknown_scenario():
     ("entry", "scenario"),
     [
         ("mmlu:subject=anatomy", "mmlu"),
+        ("xsum", "summarization"),
         ("summarization_xsum_rouge", "summarization"),
         ("summarization_xsum_sampled:temperature=0.3", "summarization"),
     ],

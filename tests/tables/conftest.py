@@ -37,6 +37,7 @@ RECORD = RunRecord(
     cached_tokens=50,
     peak_memory_bytes=9000,
     peak_disk_bytes=700,
+    policy="8x2",
     predicted_prefill_s=1.5,
     predicted_decode_s=2.5,
     planned_memory_bytes=9500,

@@ -132,6 +132,7 @@ def test_a_recorded_run_has_all_costs(make_run, record):
         "cache_bytes_per_token": 16.0,
         "peak_memory_bytes": 9000,
         "peak_disk_bytes": 700,
+        "policy": "8x2",
         "predicted_prefill_s": 1.5,
         "predicted_decode_s": 2.5,
         "planned_memory_bytes": 9500,

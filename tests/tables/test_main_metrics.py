@@ -12,6 +12,7 @@ NAMED_OTHERWISE = {
     "msmarco",
     "natural_qa",
     "summarization_xsum_rouge",
+    "summarization_xsum_sampled",
     "wikitext_103",
 }
 """Run entries whose group in HELM's schema has another name, or none."""
@@ -37,6 +38,7 @@ def test_groups_of_the_entries_named_otherwise(environments):
         "msmarco": "msmarco_regular",
         "natural_qa": "natural_qa_closedbook",
         "summarization_xsum_rouge": "summarization_xsum",
+        "summarization_xsum_sampled": "summarization_xsum",
     }
     assert {name: MAIN_METRIC[name] for name in group_of} == {
         name: environments[group]["main_name"] for name, group in group_of.items()

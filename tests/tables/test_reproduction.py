@@ -18,7 +18,7 @@ PAPER = [
 
 ENTRIES = [
     "wikifact:k=5,subject=plaintiff,max_eval_instances=96",
-    "summarization_xsum_rouge:max_eval_instances=518",
+    "summarization_xsum_rouge:max_eval_instances=518,num_train_trials=3",
 ]
 
 
@@ -45,5 +45,8 @@ def test_ours_beside_the_papers(make_run, record, output):
     assert (row["requests"], row["minutes"]) == (4, 3 / 60)
     assert row["mean_request_s"] == 0.75
     assert row["paper_mean_request_s"] == pytest.approx(600 / 288)
+    assert (row["compression"], row["policy"]) == ("none", "8x2")
     assert pd.isna(other["minutes"])
+    assert other["scenario"] == "summarization_xsum_rouge"
+    assert other["paper_scenario"] == "summarization_xsum_sampled:temperature=0.3"
     assert other["paper_minutes"] == 902
