@@ -94,7 +94,7 @@ class Plan:
         return "\n".join(
             [
                 f"predicted for {self.hardware}: {format_seconds(self.predicted_s)},"
-                f" {self.throughput:.3g} tokens/s, blocks of up to {self.effective_batch} sequences",
+                f" {self.throughput:.3g} tokens/s, effective batch {self.effective_batch}",
                 f"compression: {self.compression}",
                 f"memory, at most: {memory}",
                 *_policy_lines(self.policy),

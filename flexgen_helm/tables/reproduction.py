@@ -32,9 +32,9 @@ REPRODUCTION = (
     Column("run", "string", "", "run.run"),
 )
 """One row per sub-scenario of the paper's HELM table: `scenario` is what was run, which need not be
-all of `paper_scenario`; the paper's ran without compression. `minutes` are those of prefill and decode;
-the paper's contain downloads, loading and metrics, too.
-`predicted_minutes` are the planner's for the machine that was asked for."""
+all of `paper_scenario`; the paper's ran without compression. `minutes` are those of prefill and
+decode; the paper's contain downloads, loading and metrics, too. `predicted_minutes` are the
+planner's for the machine that was asked for."""
 
 NOT_SHOWN = frozenset({"paper_scenario", "policy", "run"})
 """Columns too long for a table on a screen."""
