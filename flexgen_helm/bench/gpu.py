@@ -101,8 +101,8 @@ class GpuOutcome:
     allocation_retries: int | None = None
     """How often there was no memory until all that was kept for reuse had been given back."""
 
-    link_bytes: int | None = None
-    """Copied between host and device."""
+    decode_to_device_bytes: int | None = None
+    """Copied from the host to the device in decode, which is where a link may be the limit."""
 
     link_wait_s: float | None = None
     predicted_s: float | None = None
@@ -120,8 +120,9 @@ class GpuOutcome:
 
     @property
     def link_bytes_per_s(self) -> float | None:
-        """Copied between host and device in a second, in the mean."""
-        return None if self.link_bytes is None else self.link_bytes / self.seconds
+        """Copied to the device in a second of decode, in the mean."""
+        copied = self.decode_to_device_bytes
+        return copied / self.decode_s if copied and self.decode_s else None
 
     def figures(self) -> Row:
         """Return what was reported, and what follows from it."""

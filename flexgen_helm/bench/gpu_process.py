@@ -80,7 +80,6 @@ def _ours(trial: GpuTrial, asked: Mapping[str, Any]) -> GpuOutcome:
         requests=requests,
     ) as engine:
         engine.generate(_warm_up(requests))
-        copied_before = engine.link_bytes
         costs = [
             result.statistics for run in runs for result in engine.generate(run, progress=True)
         ]
@@ -94,7 +93,7 @@ def _ours(trial: GpuTrial, asked: Mapping[str, Any]) -> GpuOutcome:
             decode_s=sum(cost.decode_s for cost in costs),
             generated_tokens=sum(cost.num_generated_tokens for cost in costs),
             **device_memory(device_of(asked["device"])),
-            link_bytes=engine.link_bytes - copied_before,
+            decode_to_device_bytes=sum(cost.decode_to_device_bytes for cost in costs),
             link_wait_s=sum(cost.link_wait_s for cost in costs),
             predicted_s=sum(map(sum, known)) if len(known) == len(costs) else None,
             policy=engine.policy.brief,

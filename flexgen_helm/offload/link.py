@@ -72,6 +72,9 @@ class Link(Protocol):
     copied: dict[Lane, int]
     """Bytes so far."""
 
+    to_device_bytes: int
+    """Of these, those to the device."""
+
     def buffer(self, num_bytes: int) -> Tensor:
         """Return zeros of the host, uint8, at least so many: aligned, and pinned."""
         ...
@@ -172,6 +175,7 @@ class CudaLink:
         self.overlap = overlap
         self.waiting = waiting
         self.copied = dict.fromkeys(Lane, 0)
+        self.to_device_bytes = 0
         self._streams = {lane: torch.cuda.Stream(device) for lane in Lane}
         self._beside = Beside(waiting)
         self._pinned = PinnedPool()
@@ -260,7 +264,9 @@ class CudaLink:
 
     def _transit(self, copy: Tensor, source: Tensor | None, lane: Lane) -> _CudaTransit:
         with self._lock:
-            self.copied[lane] += copy.numel() * copy.element_size()
+            self.copied[lane] += copy.nbytes
+            if source is not None:
+                self.to_device_bytes += copy.nbytes
         return _CudaTransit(copy, source, _CudaMark(self._streams[lane]).event, self)
 
 

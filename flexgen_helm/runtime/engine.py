@@ -337,12 +337,6 @@ class Engine:
         if self.prediction is not None:
             tqdm.write(self.prediction.summary, file=sys.stderr)
 
-    @property
-    def link_bytes(self) -> int:
-        """Bytes copied between the host's memory and the device's; none if they are one."""
-        link = self._open_model().link
-        return 0 if link is None else sum(link.copied.values())
-
     def close(self) -> None:
         """Free the model's memory. Later calls of `generate` raise `EngineClosedError`."""
         with self._lock:

@@ -127,6 +127,7 @@ class BlockExecutor:
         )
         while decoding.pending or prefill_only.pending or self._pools:
             start_s, waited = time.perf_counter(), self._model.waited
+            copied = self._model.to_device_bytes
             blocks = self._admit(decoding, prefill_only, requests)
             decode = self._run_pass(blocks)
             now = self._model.waited
@@ -134,6 +135,7 @@ class BlockExecutor:
                 seconds=time.perf_counter() - start_s,
                 disk_wait_s=now.disk_s - waited.disk_s,
                 link_wait_s=now.link_s - waited.link_s,
+                to_device_bytes=self._model.to_device_bytes - copied,
             )
             self._account(blocks, decode, cost)
             self._retire([block for _, block in blocks], on_result)

@@ -82,6 +82,7 @@ class Job:
                 decode_s=decode.seconds,
                 disk_wait_s=cost.disk_wait_s,
                 link_wait_s=cost.link_wait_s,
+                decode_to_device_bytes=round(decode.to_device_bytes),
                 effective_batch=self._effective_batch,
                 cache_bytes=cached_tokens * self._cache_bytes_per_token,
                 cached_tokens=cached_tokens,

@@ -74,6 +74,11 @@ class Model:
         return self.waiting.so_far
 
     @property
+    def to_device_bytes(self) -> int:
+        """What has been copied to the device so far."""
+        return 0 if self.link is None else self.link.to_device_bytes
+
+    @property
     def multiplies_packed(self) -> bool:
         """Whether few rows can be multiplied with weights as they are stored."""
         compression, spec = self.compression, self.spec

@@ -27,6 +27,9 @@ class Cost:
     link_wait_s: float = 0.0
     """Likewise, of what was on its way to the device."""
 
+    to_device_bytes: float = 0.0
+    """Copied from the host to the device meanwhile."""
+
     padding_rows: float = 0.0
     """Rows of matrix products with weights that held no token."""
 
@@ -35,6 +38,7 @@ class Cost:
             seconds=self.seconds + other.seconds,
             disk_wait_s=self.disk_wait_s + other.disk_wait_s,
             link_wait_s=self.link_wait_s + other.link_wait_s,
+            to_device_bytes=self.to_device_bytes + other.to_device_bytes,
             padding_rows=self.padding_rows + other.padding_rows,
         )
 
@@ -43,6 +47,7 @@ class Cost:
             seconds=self.seconds * factor,
             disk_wait_s=self.disk_wait_s * factor,
             link_wait_s=self.link_wait_s * factor,
+            to_device_bytes=self.to_device_bytes * factor,
             padding_rows=self.padding_rows * factor,
         )
 

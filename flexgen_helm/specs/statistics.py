@@ -76,3 +76,6 @@ class RequestStatistics(Statistics):
 
     effective_batch: int
     """Sequences in the block that served it."""
+
+    decode_to_device_bytes: int = 0
+    """Copied from the host to the device in decode: of weights, its share."""

@@ -149,7 +149,7 @@ def row(system, setting, seconds=None, *, stage=THROUGHPUT, tokens=100, late=Fal
 
 ROWS = [
     row(OURS, "w4", 2.0, reserved_bytes=900, predicted_s=1.5),
-    row(OURS, "w4-kv4", 1.0, reserved_bytes=500, link_bytes=5 * 10**9),
+    row(OURS, "w4-kv4", 1.0, reserved_bytes=500, decode_to_device_bytes=25 * 10**8),
     row(UPSTREAM, "one", 10.0),
     row(UPSTREAM, "other", 5.0),
     row(OURS, SHARED, 3.0, stage=HELM),
@@ -255,7 +255,7 @@ def test_sub_scenarios_one_after_another_on_a_small_card(cuda, compression, tmp_
         )
         outcome = GpuOutcome(**json.loads(capsys.readouterr().out))
         assert 0 < outcome.allocated_bytes <= CAPS[compression]
-        assert outcome.link_bytes > 0
+        assert outcome.decode_to_device_bytes > 0
         assert 7 <= outcome.generated_tokens <= 2 * 3 + 5 * 2
 
 

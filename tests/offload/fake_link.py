@@ -21,6 +21,7 @@ class FakeLink:
         self.eager, self.overlap = eager, overlap
         self.waiting = waiting or Waiting()
         self.copied = dict.fromkeys(Lane, 0)
+        self.to_device_bytes = 0
         self.marks = 0
         self._beside = Beside(self.waiting)
         self._filled = {}
@@ -33,6 +34,7 @@ class FakeLink:
         return FakeMark(self.marks)
 
     def up(self, source, lane):
+        self.to_device_bytes += source.nbytes
         return self._begin(source.clone().fill_(GARBAGE), source, lane)
 
     def fill(self, target, source, after):
@@ -41,6 +43,7 @@ class FakeLink:
         before, transit = self._filled.get(source.data_ptr(), (content, None))
         same = len(before) == len(content) and bool((before == content).all())
         assert same or transit.waited, "overwritten while a device might have been reading it"
+        self.to_device_bytes += source.nbytes
         transit = self._begin(target, source, Lane.WEIGHTS)
         self._filled[source.data_ptr()] = content, transit
         return transit

@@ -190,7 +190,7 @@ def test_copies_of_a_link(cuda):
     torch.cuda.synchronize()
     link.settle()
     assert waiting.so_far.link_s >= 0
-    assert sum(link.copied.values()) == 3 << 20
+    assert (sum(link.copied.values()), link.to_device_bytes) == (3 << 20, 2 << 20)
     link.close()
 
 

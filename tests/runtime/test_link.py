@@ -78,6 +78,8 @@ def test_a_layer_passes_the_link_once_a_pass(checkpoint, links, tmp_path):
     longest = max(len(c.token_ids) for result in results for c in result.completions)
     assert passes >= longest
     assert passes <= longest + 2, "one ahead, and blocks of prompts that do not fit a pass"
+    in_decode = sum(result.statistics.decode_to_device_bytes for result in results)
+    assert 0.5 * link.to_device_bytes < in_decode < link.to_device_bytes
 
 
 @pytest.mark.parametrize("tier", ["host", "disk"])
