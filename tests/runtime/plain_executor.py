@@ -42,7 +42,7 @@ class PlainExecutor:
             for index, sequence in enumerate(job.sequences)
             if sequence in self._head.margins
         }
-        return [job.result(peak_memory_bytes=0) for job in jobs]
+        return [job.result(policy="", peak_memory_bytes=0) for job in jobs]
 
     def _prefill(self, jobs):
         prompts = [job.request.prompt_token_ids for job in jobs]
