@@ -98,7 +98,9 @@ def _gemm_rate(spec: ModelSpec, dtype: str) -> float:
 
     with torch.inference_mode():
         rows = torch.randn(ROWS, spec.hidden_size, dtype=DTYPES[dtype])
-        weight = laid_out(torch.randn(spec.ffn_size, spec.hidden_size, dtype=DTYPES[dtype]))
+        weight = laid_out(
+            torch.randn(spec.ffn_size, spec.hidden_size, dtype=DTYPES[dtype]), DTYPES[dtype]
+        )
         seconds = min(_seconds(lambda: linear(rows, weight)) for _ in range(REPETITIONS))
     return round(2 * ROWS * spec.hidden_size * spec.ffn_size / seconds)
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flexgen_helm.quant import kernels
+from flexgen_helm.quant import kernels, prepacked
+from flexgen_helm.quant.prepacked import PrepackedTensor, StoredTensor
 from flexgen_helm.quant.tensor import QuantizedTensor
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,7 +30,7 @@ _FUSED_ALGORITHMS = {"none": "", "relu": "", "gelu": "none"}
 
 def linear(
     rows: Tensor,
-    weight: Tensor | QuantizedTensor,
+    weight: StoredTensor,
     bias: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
@@ -37,10 +38,12 @@ def linear(
 
     Args:
         rows: [n, i].
-        weight: [o, i]; as it is stored only where `kernels.multiply` can read it.
+        weight: [o, i]; a `QuantizedTensor` only where `kernels.multiply` can read it.
         bias: [o], if any.
         activation: ``none``, ``relu`` or ``gelu``.
     """
+    if isinstance(weight, PrepackedTensor):
+        return _ACTIVATIONS[activation](prepacked.multiply(rows, weight, bias))
     if isinstance(weight, QuantizedTensor):
         return _ACTIVATIONS[activation](kernels.multiply(rows, weight, bias))
     if _is_for_onednn(rows):
@@ -50,12 +53,20 @@ def linear(
     return _ACTIVATIONS[activation](F.linear(rows, weight, bias))
 
 
-def laid_out(weight: Tensor) -> Tensor:
+def laid_out(weight: StoredTensor, dtype: torch.dtype) -> StoredTensor:
     """Return a weight [o, i] as `linear` reads it fastest; only `linear` can read it then.
 
     oneDNN otherwise brings a weight into the order its kernels want for every product, which costs
     a twentieth of the time of a product with 2,000 rows.
+
+    Args:
+        weight: as it is stored.
+        dtype: of the rows that are multiplied with it.
     """
+    if isinstance(weight, PrepackedTensor):
+        return weight
+    if isinstance(weight, QuantizedTensor):
+        return prepacked.prepack(weight) if prepacked.can_prepack(weight, dtype) else weight
     if not _is_for_onednn(weight):
         return weight
     return torch.ops.mkldnn._reorder_linear_weight(weight, EXPECTED_ROWS)

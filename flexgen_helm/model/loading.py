@@ -10,8 +10,8 @@ from torch import Tensor
 from flexgen_helm.model.linear import laid_out
 from flexgen_helm.model.parts import PartTensor, TensorSource, parts
 from flexgen_helm.offload.weights import ResidentWeights
+from flexgen_helm.quant.prepacked import StoredTensor
 from flexgen_helm.quant.quantize import quantize
-from flexgen_helm.quant.tensor import QuantizedTensor
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
 
@@ -39,7 +39,7 @@ def load_weights(
         CheckpointError: a tensor is missing, damaged or of another shape than the spec says.
     """
 
-    def load(tensor: PartTensor) -> Tensor | QuantizedTensor:
+    def load(tensor: PartTensor) -> StoredTensor:
         sources = [reader.read(name, tensor.shape).to(device, dtype) for name in tensor.sources]
         stacked = torch.cat(sources) if len(sources) > 1 else sources[0]
         return _compress(stacked, compression) if tensor.linear else stacked
@@ -51,7 +51,7 @@ def load_weights(
     return ResidentWeights(loaded, dtype)
 
 
-def _compress(matrix: Tensor, compression: Compression) -> Tensor | QuantizedTensor:
-    if compression.weight_bits is None:
-        return laid_out(matrix)
-    return quantize(matrix, bits=compression.weight_bits, group_size=compression.group_size)
+def _compress(matrix: Tensor, compression: Compression) -> StoredTensor:
+    bits, group_size = compression.weight_bits, compression.group_size
+    stored = matrix if bits is None else quantize(matrix, bits=bits, group_size=group_size)
+    return laid_out(stored, matrix.dtype)

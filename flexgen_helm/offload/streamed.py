@@ -16,14 +16,15 @@ from flexgen_helm.offload.part_file import PartFile, Region
 from flexgen_helm.offload.parts_ahead import OffDevice, PartsAhead, PartsFromDisk, PartsToDevice
 from flexgen_helm.offload.store import WeightStore, tensor_of
 from flexgen_helm.offload.waiting import Waiting
-from flexgen_helm.offload.weights import Decompressor, Part, StoredTensor
+from flexgen_helm.offload.weights import Decompressor, Part
+from flexgen_helm.quant.prepacked import StoredTensor
 from flexgen_helm.specs.placement import Tier
 
 Placed = Mapping[str, Mapping[str, Tier]]
 """Per part, tier of each tensor that is not on the device."""
 
-LayOut = Callable[[Tensor], Tensor]
-"""Brings a matrix into the order in which it is read fastest, once and for all."""
+LayOut = Callable[[StoredTensor, torch.dtype], StoredTensor]
+"""Brings a matrix into the order in which rows of a dtype read it fastest, once and for all."""
 
 
 OPENED_AT_ONCE = 4
@@ -48,7 +49,7 @@ class StreamedWeights:
         placed: what stays on disk or in the host's memory.
         dtype: compute dtype.
         device: what computes.
-        lay_out: applied to matrices that stay on the device and are not quantized.
+        lay_out: applied to matrices that stay on the device.
         overlap: whether the next part is brought while one is used.
         link: to the device; `None` where it has the host's memory.
         waiting: told of waits for the disk.
@@ -67,7 +68,7 @@ class StreamedWeights:
         waiting: Waiting | None = None,
     ) -> None:
         self._store = store
-        self._decompressor = Decompressor(dtype)
+        self._dtype, self._decompressor = dtype, Decompressor(dtype)
         self._device, self._link = device, link
         self._lay_out = lay_out
         self._reader = DiskReader()
@@ -97,7 +98,7 @@ class StreamedWeights:
         if part in self._elsewhere:
             # Not laid out: that takes ten times as long as it saves for a product.
             tensors |= self._store.assemble(self._ahead.take(part))
-        return tensors if packed else self._decompressor.decompress(tensors)
+        return self._decompressor.decompress(tensors, but_packed=packed)
 
     def close(self) -> None:
         """Let reads that are under way end, and give back the memory."""
@@ -158,7 +159,5 @@ class StreamedWeights:
         return buffer
 
     def _as_read(self, name: str, tensor: StoredTensor) -> StoredTensor:
-        """Lay out a matrix, unless it is quantized."""
-        if isinstance(tensor, Tensor) and name in self._store.linear_names:
-            return self._lay_out(tensor)
-        return tensor
+        """Lay out a matrix."""
+        return self._lay_out(tensor, self._dtype) if name in self._store.linear_names else tensor

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flexgen_helm.quant import kernels, prepacked
+from flexgen_helm.quant.prepacked import PrepackedTensor, StoredTensor
 from flexgen_helm.quant.quantize import dequantize
 from flexgen_helm.quant.tensor import QuantizedTensor
 
@@ -23,9 +25,6 @@ def layer_part(layer: int) -> str:
     """Name of a transformer layer's part."""
     return f"layer.{layer}"
 
-
-StoredTensor = Tensor | QuantizedTensor
-"""A tensor as it is stored."""
 
 Part = Mapping[str, StoredTensor]
 """Tensors of one part by name, in the compute dtype; matrices of layers may be as stored."""
@@ -49,7 +48,8 @@ class WeightSource(Protocol):
 
         Args:
             part: its name.
-            packed: whether compressed matrices are wanted as they are stored.
+            packed: whether matrices are wanted as they are stored, if few rows can be multiplied
+                with them so.
         """
         ...
 
@@ -76,12 +76,11 @@ class ResidentWeights:
             stored_bytes(tensor)
             for part in layers
             for tensor in part.values()
-            if isinstance(tensor, QuantizedTensor) or tensor.dim() == 2
+            if not isinstance(tensor, Tensor) or tensor.dim() == 2
         )
 
     def fetch(self, part: str, *, packed: bool = False) -> Part:
-        tensors = self._parts[part]
-        return tensors if packed else self._decompressor.decompress(tensors)
+        return self._decompressor.decompress(self._parts[part], but_packed=packed)
 
     def close(self) -> None:
         self._parts = {}
@@ -101,16 +100,29 @@ class Decompressor:
         self._dtype = dtype
         self._buffers: dict[str, Tensor] = {}
 
-    def decompress(self, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-        """Return tensors in the compute dtype; those of the same names before are not valid now."""
-        return {name: self._plain(name, tensor) for name, tensor in stored.items()}
+    def decompress(
+        self, stored: Mapping[str, StoredTensor], *, but_packed: bool = False
+    ) -> dict[str, StoredTensor]:
+        """Return tensors in the compute dtype; those of the same names before are not valid now.
+
+        Args:
+            stored: the tensors.
+            but_packed: whether those stay as they are that few rows can be multiplied with.
+        """
+        return {
+            name: tensor if but_packed and _multiplies(tensor) else self._plain(name, tensor)
+            for name, tensor in stored.items()
+        }
 
     def _plain(self, name: str, tensor: StoredTensor) -> Tensor:
         if isinstance(tensor, Tensor):
             return tensor
-        return dequantize(tensor, self._dtype, self.memory(name, tensor))
+        memory = self.memory(name, tensor)
+        if isinstance(tensor, PrepackedTensor):
+            return prepacked.dequantize(tensor, memory)
+        return dequantize(tensor, self._dtype, memory)
 
-    def memory(self, name: str, tensor: QuantizedTensor) -> Tensor:
+    def memory(self, name: str, tensor: QuantizedTensor | PrepackedTensor) -> Tensor:
         """Return memory for the numbers of a tensor [`num_padded`], the same for all of a name."""
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < tensor.num_padded:
@@ -121,6 +133,11 @@ class Decompressor:
 
 def stored_bytes(tensor: StoredTensor) -> int:
     """Bytes of a tensor as stored."""
+    return tensor.nbytes if isinstance(tensor, Tensor) else tensor.num_bytes
+
+
+def _multiplies(tensor: StoredTensor) -> bool:
+    """Whether few rows can be multiplied with a tensor as it is stored."""
     if isinstance(tensor, QuantizedTensor):
-        return tensor.num_bytes
-    return tensor.numel() * tensor.element_size()
+        return kernels.are_made_for(tensor)
+    return isinstance(tensor, PrepackedTensor)

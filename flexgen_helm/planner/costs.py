@@ -94,10 +94,14 @@ class _Costs:
         cache_bytes = stored * self.setup.cached_token_bytes
         return {
             Resource.COMPUTE: {
-                "products": rates.products(tokens * self._prefilled_part(), rows),
+                **rates.with_weights(
+                    tokens * self._prefilled_part(),
+                    rows,
+                    times=self._times(passes, micro_batches),
+                    at_once=min(self.shape.rows, self.load.prompt_tokens),
+                ),
                 "attention": self._prefill_attention(),
                 "norms and copies": rates.norms_and_copies(tokens),
-                "dequantized weights": self._dequantized(passes, micro_batches),
                 "quantized cache": rates.quantized_cache(stored),
                 "LM head": rates.head(
                     self.lengths.num_requests + self.lengths.scored_part * tokens,
@@ -138,11 +142,15 @@ class _Costs:
         unified = self.setup.unified  # otherwise threads that read do it, before they copy
         return {
             Resource.COMPUTE: {
-                "products": rates.products(tokens, rows),
+                **rates.with_weights(
+                    tokens,
+                    rows,
+                    times=self._times(passes, micro_batches),
+                    at_once=self.load.decoding,
+                ),
                 "attention": attention,
                 "shared attention": rates.attention(tokens * self.lengths.shared_len),
                 "norms and copies": rates.norms_and_copies(tokens),
-                "dequantized weights": self._dequantized(passes, micro_batches),
                 "dequantized cache": rates.dequantized_cache(attended),
                 "quantized cache": rates.quantized_cache(tokens),
                 "LM head": rates.head(tokens, self.load.decoding),
@@ -253,9 +261,9 @@ class _Costs:
         seen = length if self.execution.attends_to_all else length - own / 2
         return self.rates.attention(self.lengths.num_requests * own * seen)
 
-    def _dequantized(self, passes: int, micro_batches: int) -> Linear:
-        times = micro_batches if self.execution.dequantizes_each else passes
-        return self.rates.dequantized(times)
+    def _times(self, passes: int, micro_batches: int) -> int:
+        """How often weights are dequantized."""
+        return micro_batches if self.execution.dequantizes_each else passes
 
     def _ordered(self, tokens: float) -> Linear:
         """Last positions of a cache on disk: copied, for every token, until they are a run."""

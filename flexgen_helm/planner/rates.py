@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from flexgen_helm.planner.linear import Linear, placed_on
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.chunks import HEAD_ROWS
-from flexgen_helm.specs.hardware import Hardware
+from flexgen_helm.specs.compression import processors_read
+from flexgen_helm.specs.hardware import Hardware, Surface
 from flexgen_helm.specs.placement import Tier
 
 OFF_DEVICE = (Tier.HOST, Tier.DISK)
@@ -22,10 +23,35 @@ class Rates:
 
     def products(self, tokens: float, rows: float) -> Linear:
         """With all weights, of some tokens, in products of so many rows."""
-        spec, rate = self.setup.spec, self.hardware.product_flop_per_s
+        return Linear(self._products_s(tokens, rows, self.hardware.product_flop_per_s))
+
+    def with_weights(
+        self, tokens: float, rows: float, *, times: int, at_once: float
+    ) -> dict[str, Linear]:
+        """Products, and what is dequantized for them.
+
+        Args:
+            tokens: in all.
+            rows: of a product.
+            times: weights are dequantized, if they are.
+            at_once: rows for which they would be: those of a pass.
+        """
+        compression, packed = self.setup.compression, self.hardware.packed_flop_per_s
+        products, dequantized = self.products(tokens, rows), self.dequantized(times)
+        reads = processors_read(compression.weight_bits, compression.group_size)
+        if packed is not None and reads and at_once <= packed.most_rows:
+            on_disk = placed_on("weights", Tier.DISK)
+            in_memory = placed_on("weights", Tier.DEVICE, Tier.HOST)
+            packed_s = self._products_s(tokens, rows, packed)
+            products = on_disk * products.constant + in_memory * packed_s
+            dequantized = on_disk * dequantized.constant
+        return {"products": products, "dequantized weights": dequantized}
+
+    def _products_s(self, tokens: float, rows: float, rate: Surface) -> float:
+        spec = self.setup.spec
         numbers = [out * in_ for out, in_ in spec.matrix_shapes.values()]
         layer_s = sum(2 * tokens * size / rate.at(size, rows) for size in numbers)
-        return Linear(layer_s * spec.num_layers)
+        return layer_s * spec.num_layers
 
     def attention(self, pairs: float) -> Linear:
         """Two products for each pair of a query and a position it attends to."""

@@ -14,7 +14,7 @@ from flexgen_helm.offload.link import Link
 from flexgen_helm.offload.spill import Spill
 from flexgen_helm.offload.waiting import Waited, Waiting
 from flexgen_helm.offload.weights import WeightSource
-from flexgen_helm.quant import kernels
+from flexgen_helm.quant import kernels, prepacked
 from flexgen_helm.runtime.cuda_graphs import Capture
 from flexgen_helm.runtime.detokenizer import Tokenizer
 from flexgen_helm.specs.chunks import MOST_SPILLED_AT_ONCE
@@ -79,13 +79,12 @@ class Model:
         return 0 if self.link is None else self.link.to_device_bytes
 
     @property
-    def multiplies_packed(self) -> bool:
-        """Whether few rows can be multiplied with weights as they are stored."""
-        compression, spec = self.compression, self.spec
-        return all(
-            kernels.exist_for(compression.weight_bits, compression.group_size, row_len, self.device)
-            for _, row_len in spec.linear_shapes.values()
-        )
+    def few_rows(self) -> int:
+        """Rows up to which weights are multiplied with as they are stored, where they can be."""
+        bits, group_size = self.compression.weight_bits, self.compression.group_size
+        if kernels.run_on(self.device):
+            return kernels.FEW_ROWS
+        return prepacked.few_rows(bits, group_size, self.dtype)
 
     @property
     def attends_apart(self) -> bool:

@@ -11,7 +11,6 @@ from torch import Tensor
 from flexgen_helm.model import opt
 from flexgen_helm.offload.link import Mark
 from flexgen_helm.offload.weights import EMBEDDINGS, Part, layer_part
-from flexgen_helm.quant import kernels
 from flexgen_helm.runtime.activations import Activations
 from flexgen_helm.runtime.block import Block
 from flexgen_helm.runtime.decode import DecodeMicroBatch
@@ -65,7 +64,7 @@ class ModelPass:
         """What memory of the device is filled through, ahead of its use."""
         self._marks: deque[Mark] = deque()
         """Behind reads whose use was given to the device."""
-        self._packed = model.multiplies_packed and num_rows(micro_batches) <= kernels.FEW_ROWS
+        self._packed = num_rows(micro_batches) <= model.few_rows
         """Whether weights stay as they are stored, as few rows are multiplied with them. What is
         dequantized serves all micro-batches: it is for rows of the pass, whatever each has."""
 

@@ -14,7 +14,7 @@ SCALE_AND_ZERO_BYTES = 4
 """Bytes of one group's float16 scale and float16 zero."""
 
 KERNEL_BITS = 4
-"""Bits of the codes that kernels for a GPU read."""
+"""Bits of the codes that kernels for a GPU read, and PyTorch's product on a processor."""
 
 LEAST_KERNEL_GROUP = 16
 """Consecutive numbers of such a code's group, at least."""
@@ -28,6 +28,11 @@ def kernels_read(bits: int | None, group_size: int, row_len: int) -> bool:
     whole = row_len % group_size == 0
     fits = group_size >= LEAST_KERNEL_GROUP and group_size & (group_size - 1) == 0
     return bits == KERNEL_BITS and whole and fits
+
+
+def processors_read(bits: int | None, group_size: int) -> bool:
+    """Whether PyTorch's product of few rows with codes on a processor knows such weights."""
+    return bits == KERNEL_BITS and group_size in GROUP_SIZES
 
 
 def kernels_attend(bits: int | None, group_size: int, head_size: int) -> bool:

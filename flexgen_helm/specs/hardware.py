@@ -60,6 +60,11 @@ class Surface:
         Curve(tuple((size, curve.points[0][1]) for size, curve in self.curves))
 
     @property
+    def most_rows(self) -> float:
+        """The most rows that a rate is known of."""
+        return max(rows for _, curve in self.curves for rows, _ in curve.points)
+
+    @property
     def most(self) -> float:
         """The highest rate."""
         return max(rate for _, curve in self.curves for _, rate in curve.points)
@@ -158,6 +163,10 @@ class Hardware:
     """What a micro-batch costs in a layer in decode, however small it is, where passes are captured
     as CUDA graphs; `None` where they are not."""
 
+    packed_flop_per_s: Surface | None = None
+    """Of a product with 4-bit weights as they are stored, up to as many rows of a pass as there are
+    rates for: for more they are dequantized. `None` where they always are."""
+
     link_step_s: float = 0.0
     """What sequences that are attended to together cost more in a layer in decode where their keys
     and values come over a link, however few: to have them brought and stored."""
@@ -184,12 +193,10 @@ class Hardware:
         return 4 if self.dtype == "float32" else 2
 
     def to_json(self) -> str:
-        products = [
-            {"numbers": numbers, "by_rows": curve.points}
-            for numbers, curve in self.product_flop_per_s.curves
-        ]
+        packed = self.packed_flop_per_s
         curves = {
-            "product_flop_per_s": products,
+            "product_flop_per_s": _written(self.product_flop_per_s),
+            "packed_flop_per_s": None if packed is None else _written(packed),
             "dequantized_weights_per_s": self.dequantized_weights_per_s.points,
         }
         return json.dumps({**asdict(self), **curves}, indent=2)
@@ -207,19 +214,26 @@ class Hardware:
         """
         try:
             values: dict[str, Any] = json.loads(text)
-            products = Surface(
-                tuple(
-                    (product["numbers"], _curve(product["by_rows"]))
-                    for product in values.pop("product_flop_per_s")
-                )
+            packed = values.pop("packed_flop_per_s", None)
+            return cls(
+                product_flop_per_s=_surface(values.pop("product_flop_per_s")),
+                packed_flop_per_s=None if packed is None else _surface(packed),
+                dequantized_weights_per_s=_curve(values.pop("dequantized_weights_per_s")),
+                **values,
             )
-            dequantized = _curve(values.pop("dequantized_weights_per_s"))
-            return cls(**values, product_flop_per_s=products, dequantized_weights_per_s=dequantized)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise HardwareError(
                 f"{where} is no hardware profile ({error}): make one with flexgen-helm calibrate,"
                 " or begin with one of scenarios/hardware"
             ) from error
+
+
+def _written(surface: Surface) -> list[dict[str, Any]]:
+    return [{"numbers": numbers, "by_rows": curve.points} for numbers, curve in surface.curves]
+
+
+def _surface(curves: Sequence[Mapping[str, Any]]) -> Surface:
+    return Surface(tuple((curve["numbers"], _curve(curve["by_rows"])) for curve in curves))
 
 
 def _curve(points: Sequence[Sequence[float]]) -> Curve:

@@ -26,7 +26,7 @@ def test_against_float64(dtype, activation, num_rows, with_bias):
     # bfloat16 keeps 8 bits, and a sum of 64 products is about 8 large.
     tolerance = 1e-4 if dtype == torch.float32 else 0.25
     with torch.inference_mode():
-        for stored in (weight, laid_out(weight)):
+        for stored in (weight, laid_out(weight, dtype)):
             actual = linear(rows, stored, bias, activation)
             assert actual.dtype == dtype
             torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance)
@@ -35,10 +35,10 @@ def test_against_float64(dtype, activation, num_rows, with_bias):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_laying_out_keeps_the_bytes(dtype):
     weight = torch.randn(97, 64).to(dtype)
-    stored = laid_out(weight)
+    stored = laid_out(weight, dtype)
     assert stored.numel() * stored.element_size() == 97 * 64 * dtype.itemsize
 
 
 def test_what_onednn_does_not_compute_stays_as_it_is():
     weight = torch.randn(97, 64).half()
-    assert torch.equal(laid_out(weight), weight)
+    assert torch.equal(laid_out(weight, torch.float16), weight)

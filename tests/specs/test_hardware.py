@@ -34,7 +34,9 @@ def test_a_curve_needs_growing_sizes(points):
         Curve(points)
 
 
-@pytest.mark.parametrize("hardware", [GPU, CPU])
+@pytest.mark.parametrize(
+    "hardware", [GPU, CPU, replace(CPU, packed_flop_per_s=CPU.product_flop_per_s)]
+)
 def test_a_profile_reads_back(hardware, tmp_path):
     path = tmp_path / "hardware.json"
     path.write_text(hardware.to_json())

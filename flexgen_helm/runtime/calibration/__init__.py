@@ -28,7 +28,7 @@ from flexgen_helm.runtime.calibration.timing import elapsed_s
 from flexgen_helm.runtime.statistics import usable_bytes
 from flexgen_helm.specs.hardware import Hardware, middle
 
-ROUNDS, NUM_STEPS = 3, 12
+ROUNDS, NUM_STEPS = 3, 13
 
 LIMIT_S = 110.0
 """Of all rounds; only a slow machine comes to fewer than were asked for."""
@@ -88,6 +88,7 @@ def _measure(
     unified, device = computing.unified, str(computing.device)
     steps: dict[str, Callable[[], object]] = {
         "product_flop_per_s": computing.products,
+        "packed_flop_per_s": computing.packed_products,
         "attention_flop_per_s": computing.prefill_attention,
         "device_attention_bytes_per_s": lambda: computing.decode_attention(computing.device),
         "host_attention_bytes_per_s": lambda: computing.decode_attention(torch.device("cpu")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import cycle
 
@@ -13,7 +13,8 @@ from flexgen_helm.model.attention import attend, attend_one
 from flexgen_helm.model.cache_format import CacheFormat
 from flexgen_helm.model.linear import laid_out, linear
 from flexgen_helm.offload.weights import Decompressor
-from flexgen_helm.quant import kernels
+from flexgen_helm.quant import kernels, prepacked
+from flexgen_helm.quant.prepacked import StoredTensor
 from flexgen_helm.quant.quantize import quantize
 from flexgen_helm.quant.tensor import QuantizedTensor
 from flexgen_helm.runtime.calibration.shapes import (
@@ -55,14 +56,29 @@ class Computing:
 
     def products(self) -> Surface:
         """By numbers of the matrix and by rows, in FLOP/s."""
+        return self._products(ROWS, self._in_turn)
+
+    def packed_products(self) -> Surface | None:
+        """The same with 4-bit weights as they are stored; `None` where nothing multiplies so."""
+        most = prepacked.few_rows(BITS, GROUP_SIZE, self.dtype) if self.unified else 0
+        if not most:
+            return None
+        few = [rows for rows in ROWS if rows < most]
+        return self._products([*few, most], self._in_turn_packed)
+
+    def _products(
+        self,
+        all_rows: Sequence[int],
+        matrices_of: Callable[[int, int], Iterator[StoredTensor]],
+    ) -> Surface:
         calls = []
         for inputs, outputs in MATRICES:
-            matrices = self._in_turn(inputs, outputs)
-            calls += [partial(_product, self._random(rows, inputs), matrices) for rows in ROWS]
+            matrices = matrices_of(inputs, outputs)
+            calls += [partial(_product, self._random(rows, inputs), matrices) for rows in all_rows]
         seconds = iter(self.stopwatch.times(calls))
         curves = []
         for inputs, outputs in MATRICES:
-            flop = [(float(rows), 2 * rows * inputs * outputs) for rows in ROWS]
+            flop = [(float(rows), 2 * rows * inputs * outputs) for rows in all_rows]
             points = tuple((rows, count / next(seconds)) for rows, count in flop)
             curves.append((float(inputs * outputs), Curve(points)))
         return Surface(tuple(curves))
@@ -103,15 +119,13 @@ class Computing:
             numbers = sum(rows * row_len for rows, row_len in shapes)
             hidden = [self._random(SEQUENCES, row_len) for _, row_len in shapes]
             num_layers = max(2, -(-IN_TURN_BYTES // (4 * numbers * BITS // 8)))
-            plain = cycle([laid_out(self._random(*shape)) for shape in shapes])
-            layer = [
-                quantize(self._random(*shape), bits=BITS, group_size=GROUP_SIZE) for shape in shapes
-            ]
+            plain = cycle([laid_out(self._random(*shape), self.dtype) for shape in shapes])
+            layer = [self._quantized(*shape) for shape in shapes]
             # Layers in turn, dequantized into the same memory as the engine does it.
             decompressor = Decompressor(self.dtype)
             matrices = cycle(
                 [
-                    (str(index), matrix.map(torch.clone), rows)
+                    (str(index), laid_out(matrix.map(torch.clone), self.dtype), rows)
                     for _ in range(num_layers)
                     for index, (matrix, rows) in enumerate(zip(layer, hidden, strict=True))
                 ]
@@ -164,20 +178,29 @@ class Computing:
         to, source = (on_device, on_host) if up else (on_host, on_device)
         return len(on_host) / self.stopwatch.time(lambda: to.copy_(source, non_blocking=True))
 
-    def _in_turn(self, inputs: int, outputs: int) -> Iterator[Tensor]:
+    def _in_turn(self, inputs: int, outputs: int) -> Iterator[StoredTensor]:
         """Matrices without end, none of which is in a cache when it comes again."""
         count = -(-IN_TURN_BYTES // (inputs * outputs * self.dtype.itemsize))
-        return cycle([laid_out(self._random(outputs, inputs)) for _ in range(count)])
+        return cycle([laid_out(self._random(outputs, inputs), self.dtype) for _ in range(count)])
+
+    def _in_turn_packed(self, inputs: int, outputs: int) -> Iterator[StoredTensor]:
+        """Likewise, of 4 bits; the same codes in other memory."""
+        count = -(-IN_TURN_BYTES // (inputs * outputs * BITS // 8))
+        weight = self._quantized(outputs, inputs)
+        return cycle([laid_out(weight.map(torch.clone), self.dtype) for _ in range(count)])
+
+    def _quantized(self, *shape: int) -> QuantizedTensor:
+        return quantize(self._random(*shape), bits=BITS, group_size=GROUP_SIZE)
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device).to(self.dtype)
 
 
-def _product(hidden: Tensor, matrices: Iterator[Tensor]) -> Tensor:
+def _product(hidden: Tensor, matrices: Iterator[StoredTensor]) -> Tensor:
     return linear(hidden, next(matrices))
 
 
 def _multiply_decompressed(
-    decompressor: Decompressor, name: str, matrix: QuantizedTensor, rows: Tensor
+    decompressor: Decompressor, name: str, matrix: StoredTensor, rows: Tensor
 ) -> Tensor:
     return linear(rows, decompressor.decompress({name: matrix})[name])
