@@ -26,7 +26,8 @@
     └── TablesError                  run directories that hold nothing to tabulate
 
 A message names the offending value, the limit it broke and the remedy. None of these goes away
-by trying again with the same input, so the adapter reports them to HELM as non-retriable.
+by trying again with the same input and as much memory and disk, so the adapter reports them to HELM
+as non-retriable.
 """
 
 

@@ -40,11 +40,22 @@ class Report:
         Args:
             width: characters of a line, for tables.
         """
-        kinds = [list(rows) for _, rows in groupby(self.rows, key=tuple)]
-        ratios = {name: f"{format_number(ratio)}x" for name, ratio in self.ratios.items()}
-        tables = [_table(rows, width) for rows in kinds]
-        parts = [_listed(self.conditions), *tables, _listed(ratios)]
-        return "\n\n".join(part for part in parts if part)
+        tables = [_table(rows, width) for rows in self._kinds()]
+        return _joined(_listed(self.conditions), *tables, self._ratios_text())
+
+    def to_short_text(self, width: int | None = None) -> str:
+        """Return the last table and the ratios."""
+        return _joined(*(_table(rows, width) for rows in self._kinds()[-1:]), self._ratios_text())
+
+    def _kinds(self) -> list[list[Row]]:
+        return [list(rows) for _, rows in groupby(self.rows, key=tuple)]
+
+    def _ratios_text(self) -> str:
+        return _listed({name: f"{format_number(ratio)}x" for name, ratio in self.ratios.items()})
+
+
+def _joined(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
 
 
 def _listed(values: Mapping[str, Cell]) -> str:

@@ -127,7 +127,8 @@ class Engine:
             device: ``cpu``, ``cuda``, ``cuda:1`` ..., or ``auto`` for CUDA where there is one.
             policy: shape of the blocks, and where weights, KV cache and activations are; ``auto``
                 for all of it on the device where that fits, else for what is planned to take the
-                least time, planned once more when the first requests are known.
+                least time, planned once more when the first requests are known, and whenever it has
+                no room for those to come.
             budget: memory that may be used, beside what the process takes already; if left out,
                 half of the memory that is free after loading for the KV cache.
             offload_dir: where weight stores are; `~/.cache/flexgen_helm` if left out.
@@ -141,7 +142,8 @@ class Engine:
             CheckpointError: the checkpoint is missing, incomplete or damaged.
             UnsupportedModelError: its architecture is not one this engine runs.
             InvalidSettingError: there is no such device, dtype, compression or policy.
-            BudgetError: the policy takes more memory than the budget allows.
+            BudgetError: the policy takes more memory than the budget allows, or none takes less.
+            PlanningError: no policy could be planned.
             StoreError: the weight store is damaged, or its disk cannot be used.
         """
         if not isinstance(policy, Policy) and policy not in ("auto", None):
@@ -217,7 +219,9 @@ class Engine:
 
         Raises:
             InvalidRequestError: one of them cannot be served; nothing has been computed then.
-            BudgetError: there is no memory for one of them, likewise.
+            BudgetError: there is no memory for one of them, likewise; or a policy that was given
+                has none for them together, which `on_error` is not asked about.
+            PlanningError: what was to be planned for them could not be.
             NumericsError: the model computed NaN.
             EngineClosedError: the engine was closed.
         """

@@ -44,3 +44,14 @@ def test_text_has_a_table_for_each_kind_of_row():
 
 def test_a_report_without_rows_is_its_conditions():
     assert Report(ratios={}, conditions={"cores": 2}, rows=[]).to_text() == "cores: 2"
+
+
+def test_what_matters_is_the_last_table_and_the_ratios():
+    assert REPORT.to_short_text().splitlines() == [
+        "suite    scores_equal",
+        "-------  ------------",
+        "natural  no",
+        "",
+        "natural_wall_time: 8.25x",
+    ]
+    assert Report(ratios={}, conditions={"cores": 2}, rows=[]).to_short_text() == ""

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flexgen_helm.cli.entries import read_entries
+from flexgen_helm.specs.shipped import scenarios_dir
 from flexgen_helm.tables.main_metrics import FALLBACK_METRICS, MAIN_METRIC, SPLITS, candidates
 
 NAMED_OTHERWISE = {
@@ -49,6 +51,12 @@ def test_main_splits_are_among_ours(environments):
     assert {environments[name]["main_split"] for name in MAIN_METRIC if name in environments} <= {
         *SPLITS
     }
+
+
+@pytest.mark.parametrize("conf", sorted(scenarios_dir().glob("*.conf")), ids=lambda path: path.stem)
+def test_entries_of_this_repository_have_one(conf):
+    names = {entry.partition(":")[0] for entry in read_entries(conf)}
+    assert names <= MAIN_METRIC.keys()
 
 
 def test_the_main_metric_comes_first_and_bits_per_byte_last():

@@ -62,8 +62,13 @@ def checkpoint_of(args: argparse.Namespace, *, dtype: str = "float16") -> Path:
 
 
 def print_report(report: Report, *, as_json: bool) -> None:
-    """Print a report as every benchmark does: on stdout, whose last line is the JSON object."""
+    """Print a report as every benchmark does: on stdout, whose last line is the JSON object.
+
+    Those who watch see what matters of it last, on stderr.
+    """
     print(report.to_json() if as_json else report.to_text(terminal_width()), flush=True)
+    if as_json:
+        say(report.to_short_text())
 
 
 def say(text: object) -> None:
