@@ -2,8 +2,9 @@
 
 PyTorch has a product of bfloat16 rows with 4-bit codes (`_weight_int4pack_mm_for_cpu`) that reads a
 quarter of the bytes and computes nothing beforehand, but codes must be in an order of its own. In
-this order they are dequantized as fast as in that of `QuantizedTensor`, so that weights which stay
-in memory are kept in it alone. What it stores is the same: the order is made when they are loaded.
+this order they are dequantized almost as fast as in that of `QuantizedTensor`, so that weights that
+stay in memory are kept in it alone. On disk they are as they were: they are brought into the order
+when they are loaded.
 
 Shape letters: n rows, i inputs, o outputs, k tiles of outputs, g groups of inputs.
 """
@@ -74,7 +75,7 @@ StoredTensor = Tensor | QuantizedTensor | PrepackedTensor
 
 
 def can_prepack(weight: QuantizedTensor, dtype: torch.dtype) -> bool:
-    """Whether there is a product with this weight for rows of this dtype, and it pays."""
+    """Whether this processor multiplies rows of a dtype with this weight as it is stored."""
     return (
         weight.codes.is_cpu
         and reads(weight.bits, weight.group_size, dtype)
