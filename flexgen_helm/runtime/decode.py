@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as Sequence_
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ class DecodeMicroBatch:
     needed: Tensor | None = None
     """All rows."""
 
-    def __init__(self, pools: Sequence_[Pool], model: Model, shared_reads: SharedReads) -> None:
+    def __init__(self, pools: Sequence[Pool], model: Model, shared_reads: SharedReads) -> None:
         self.sequences = [sequence for pool in pools for sequence in pool.sequences]
         self.token_ids = model.indices([s.generated[-1] for s in self.sequences])
         self.positions = model.indices([s.position for s in self.sequences])

@@ -9,8 +9,7 @@ from __future__ import annotations
 import gc
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from collections.abc import Sequence as Sequence_
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -238,7 +237,7 @@ class BlockExecutor:
         block.begin()
         return block
 
-    def _run_pass(self, blocks: Sequence_[tuple[_Queue, Block]]) -> list[DecodeMicroBatch]:
+    def _run_pass(self, blocks: Sequence[tuple[_Queue, Block]]) -> list[DecodeMicroBatch]:
         """Prefill blocks and add a token to each sequence in decode; return the latter."""
         shared_reads = SharedReads(self._model.spec.max_positions)
         decode = [
@@ -270,8 +269,8 @@ class BlockExecutor:
 
     def _account(
         self,
-        blocks: Sequence_[tuple[_Queue, Block]],
-        decode: Sequence_[DecodeMicroBatch],
+        blocks: Sequence[tuple[_Queue, Block]],
+        decode: Sequence[DecodeMicroBatch],
         cost: Cost,
     ) -> None:
         """Divide what a pass cost among those it served, by the tokens computed for each."""
@@ -289,7 +288,7 @@ class BlockExecutor:
             for job in block.jobs:
                 job.add_prefill(share * job.computed_prompt_tokens, effective_batch=batch)
 
-    def _retire(self, blocks: Sequence_[Block], on_result: OnResult) -> None:
+    def _retire(self, blocks: Sequence[Block], on_result: OnResult) -> None:
         """Report what has finished, free its cache and pack the rest anew."""
         finished = [job for block in blocks for job in block.jobs if job.finished]
         pools = self._pools + [pool for block in blocks for pool in block.pools]
