@@ -43,9 +43,9 @@ class Report:
         tables = [_table(rows, width) for rows in self._kinds()]
         return _joined(_listed(self.conditions), *tables, self._ratios_text())
 
-    def to_short_text(self, width: int | None = None) -> str:
+    def to_short_text(self) -> str:
         """Return the last table and the ratios."""
-        return _joined(*(_table(rows, width) for rows in self._kinds()[-1:]), self._ratios_text())
+        return _joined(*(_table(rows) for rows in self._kinds()[-1:]), self._ratios_text())
 
     def _kinds(self) -> list[list[Row]]:
         return [list(rows) for _, rows in groupby(self.rows, key=tuple)]
@@ -62,7 +62,7 @@ def _listed(values: Mapping[str, Cell]) -> str:
     return "\n".join(f"{name}: {_text(value)}" for name, value in values.items())
 
 
-def _table(rows: Sequence[Row], width: int | None) -> str:
+def _table(rows: Sequence[Row], width: int | None = None) -> str:
     columns = [_column(name, rows) for name in rows[0]]
     verbal = [{name: _verbal(value) for name, value in row.items()} for row in rows]
     return text_table(frame_of(columns, verbal), columns, width)

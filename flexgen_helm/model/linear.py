@@ -53,7 +53,7 @@ def linear(
     return _ACTIVATIONS[activation](F.linear(rows, weight, bias))
 
 
-def laid_out(weight: StoredTensor, dtype: torch.dtype) -> StoredTensor:
+def laid_out(weight: Tensor | QuantizedTensor, dtype: torch.dtype) -> StoredTensor:
     """Return a weight [o, i] as `linear` reads it fastest; only `linear` can read it then.
 
     oneDNN otherwise brings a weight into the order its kernels want for every product, which costs
@@ -63,8 +63,6 @@ def laid_out(weight: StoredTensor, dtype: torch.dtype) -> StoredTensor:
         weight: as it is stored.
         dtype: of the rows that are multiplied with it.
     """
-    if isinstance(weight, PrepackedTensor):
-        return weight
     if isinstance(weight, QuantizedTensor):
         return prepacked.prepack(weight) if prepacked.can_prepack(weight, dtype) else weight
     if not _is_for_onednn(weight):

@@ -18,12 +18,13 @@ from flexgen_helm.offload.store import WeightStore, tensor_of
 from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.offload.weights import Decompressor, Part
 from flexgen_helm.quant.prepacked import StoredTensor
+from flexgen_helm.quant.tensor import QuantizedTensor
 from flexgen_helm.specs.placement import Tier
 
 Placed = Mapping[str, Mapping[str, Tier]]
 """Per part, tier of each tensor that is not on the device."""
 
-LayOut = Callable[[StoredTensor, torch.dtype], StoredTensor]
+LayOut = Callable[[Tensor | QuantizedTensor, torch.dtype], StoredTensor]
 """Brings a matrix into the order in which rows of a dtype read it fastest, once and for all."""
 
 
@@ -158,6 +159,6 @@ class StreamedWeights:
         PartRead(part, buffer, self._reader).finish()
         return buffer
 
-    def _as_read(self, name: str, tensor: StoredTensor) -> StoredTensor:
+    def _as_read(self, name: str, tensor: Tensor | QuantizedTensor) -> StoredTensor:
         """Lay out a matrix."""
         return self._lay_out(tensor, self._dtype) if name in self._store.linear_names else tensor

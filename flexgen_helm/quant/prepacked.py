@@ -20,7 +20,7 @@ from torch import Tensor
 from flexgen_helm.quant.packing import unpack
 from flexgen_helm.quant.tensor import QuantizedTensor
 from flexgen_helm.specs.chunks import DEQUANTIZED_AT_ONCE
-from flexgen_helm.specs.compression import processors_read
+from flexgen_helm.specs.compression import KERNEL_BITS, processors_read
 
 MOST_ROWS, MOST_ROWS_BESIDE_MATRIX_UNITS = 64, 32
 """Rows of a pass up to which weights are not dequantized. Each row takes the product longer than
@@ -31,9 +31,8 @@ times, with 128 a sixth faster, on a processor of which that was measured. On th
 TILE = 64
 """Outputs whose codes stand together."""
 
-BITS = 4
-CODES = (1 << BITS) - 1
-MIDDLE = 1 << BITS - 1
+CODES = (1 << KERNEL_BITS) - 1
+MIDDLE = 1 << KERNEL_BITS - 1
 """The code whose value PyTorch wants to know, where we store that of code 0."""
 
 
@@ -106,9 +105,9 @@ def prepack(weight: QuantizedTensor) -> PrepackedTensor:
     tiles = _tiles_at_once(num_inputs)
     for made, packed in zip(codes.split(tiles), weight.codes.split(tiles * TILE), strict=True):
         groups = packed.new_empty(*packed.shape[:2], weight.group_size)
-        rows = unpack(packed, BITS, groups).view(len(made), 2, TILE // 2, num_inputs)
+        rows = unpack(packed, KERNEL_BITS, groups).view(len(made), 2, TILE // 2, num_inputs)
         low, high = rows.transpose(2, 3).unbind(1)
-        torch.bitwise_left_shift(high, BITS, out=made)
+        torch.bitwise_left_shift(high, KERNEL_BITS, out=made)
         made |= low
     steps = torch.cat([weight.scale, weight.zero], dim=-1).transpose(0, 1).contiguous()
     return PrepackedTensor(codes=codes, steps=steps)
@@ -136,7 +135,7 @@ def dequantize(weight: PrepackedTensor, buffer: Tensor) -> Tensor:
         part, values = scratch[:, : len(target)], halves[: len(target)]
         torch.bitwise_and(packed, CODES, out=part)
         values[..., 0, :] = part.permute(1, 2, 0, 3)
-        torch.bitwise_right_shift(packed, BITS, out=part)
+        torch.bitwise_right_shift(packed, KERNEL_BITS, out=part)
         values[..., 1, :] = part.permute(1, 2, 0, 3)
         rows = values.view_as(target)
         target.copy_(torch.addcmul(zero[chunk], rows, scale[chunk], out=rows))

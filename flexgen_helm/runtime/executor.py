@@ -300,10 +300,9 @@ class BlockExecutor:
         self._pools = repack(pools, self.policy.micro_batch_size)
         peak = peak_memory_bytes(self._model.device)
         on_disk = self._model.spill.peak_bytes if self._model.spill else 0
+        policy = self.policy.brief
         for job in {job.index: job for job in finished}.values():
-            result = job.result(
-                policy=self.policy.brief, peak_memory_bytes=peak, peak_disk_bytes=on_disk
-            )
+            result = job.result(policy=policy, peak_memory_bytes=peak, peak_disk_bytes=on_disk)
             on_result(job.index, result)
 
 

@@ -78,7 +78,7 @@ class Model:
         """What has been copied to the device so far."""
         return 0 if self.link is None else self.link.to_device_bytes
 
-    @property
+    @cached_property
     def few_rows(self) -> int:
         """Rows up to which weights are multiplied with as they are stored, where they can be."""
         bits, group_size = self.compression.weight_bits, self.compression.group_size

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from flexgen_helm.tables.columns import Column, frame_of
+from flexgen_helm.tables.sources import without_arguments
 
 if TYPE_CHECKING:
     from flexgen_helm.planner.plan import Plan
@@ -77,7 +78,7 @@ def _rows(
         run = next((run for run in runs if is_of(str(run["run"]), entry)), {})
         seconds = run.get("request_s")
         yield {
-            "scenario": _uncounted(entry),
+            "scenario": without_arguments(entry, *COUNTS),
             "paper": row,
             "run": run,
             "minutes": None if seconds is None else seconds / 60,
@@ -85,13 +86,6 @@ def _rows(
             "mean_request_s": None if seconds is None else seconds / run["requests"],
             "paper_mean_request_s": 60 * row["measured_minutes"] / row["num_requests"],
         }
-
-
-def _uncounted(entry: str) -> str:
-    """A run entry without how much of it is run."""
-    scenario, _, arguments = entry.partition(":")
-    kept = [part for part in arguments.split(",") if part.partition("=")[0] not in COUNTS]
-    return ":".join(filter(None, [scenario, ",".join(kept)]))
 
 
 def is_of(run: str, entry: str) -> bool:

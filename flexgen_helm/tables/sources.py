@@ -78,12 +78,14 @@ def read_scenario_state(directory: Path) -> Sources:
 
 def task_of(run_name: str) -> str:
     """A run's name without its model: what is asked, and therefore what can be compared."""
+    return without_arguments(run_name, "model", "model_deployment")
+
+
+def without_arguments(run_name: str, *names: str) -> str:
+    """The name of a run, or its run entry, without some of its arguments."""
     head, _, arguments = run_name.partition(":")
-    kept = [
-        argument
-        for argument in arguments.split(",")
-        if argument and not argument.startswith(("model=", "model_deployment="))
-    ]
+    dropped = tuple(f"{name}=" for name in names)
+    kept = [x for x in arguments.split(",") if x and not x.startswith(dropped)]
     return f"{head}:{','.join(kept)}" if kept else head
 
 
