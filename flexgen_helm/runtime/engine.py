@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
-from tqdm import tqdm
 
 from flexgen_helm.errors import (
     BudgetError,
@@ -22,31 +16,23 @@ from flexgen_helm.errors import (
     InvalidRequestError,
     InvalidSettingError,
 )
-from flexgen_helm.model.checkpoint import fingerprint, read_spec, resolve
-from flexgen_helm.model.dtypes import DTYPES, device_of, resolve_device, resolve_dtype
 from flexgen_helm.model.opening import DEFAULT_OFFLOAD_DIR
-from flexgen_helm.planner.memory import MemoryPlan, allowed_beside
-from flexgen_helm.planner.setup import Setup
-from flexgen_helm.quant import kernels
-from flexgen_helm.runtime.allocator import keep_few_kernels, reuse_freed_memory
-from flexgen_helm.runtime.arrangement import Arrangement, Arranger, Expected
+from flexgen_helm.planner.memory import MemoryPlan
+from flexgen_helm.planner.plan import Plan
+from flexgen_helm.runtime.arranged_model import ArrangedModel
+from flexgen_helm.runtime.arrangement import Expected
 from flexgen_helm.runtime.device_cap import cap_device_memory
 from flexgen_helm.runtime.executor import BlockExecutor, OnResult
-from flexgen_helm.runtime.lengths import DEFAULT_WORKLOAD, cached_tokens, workload_of
+from flexgen_helm.runtime.lengths import cached_tokens, workload_of
 from flexgen_helm.runtime.loaded_model import Model
-from flexgen_helm.runtime.loader import Loader
 from flexgen_helm.runtime.memory_watch import MemoryWatch
+from flexgen_helm.runtime.opening import open_model
 from flexgen_helm.runtime.progress import OnProgress, Progress, progress_reporter
-from flexgen_helm.runtime.statistics import memory_bytes
-from flexgen_helm.runtime.tokenizer import checkpoint_tokenizer
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.hardware import Hardware
-from flexgen_helm.specs.model import ModelSpec
-from flexgen_helm.specs.placement import Tier
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import EngineDescription, GenerationRequest, GenerationResult
-from flexgen_helm.specs.workload import Workload
 
 OnError = Callable[[int, FlexGenError], None]
 
@@ -64,40 +50,39 @@ class Engine:
 
     def __init__(
         self,
-        model: Model,
+        model: ArrangedModel,
         description: EngineDescription,
-        arrangement: Arrangement,
-        arranger: Arranger,
-        loader: Loader,
         watch: MemoryWatch | None = None,
-        *,
-        automatic: bool = False,
     ) -> None:
-        self._model: Model | None = model
-        self._watch = watch
-        self._arranger, self._loader = arranger, loader
-        self._automatic, self._planned = automatic, False
-        self._set(arrangement)
+        self._model, self._watch = model, watch
         self._lock = threading.Lock()
         self.description = description
         """What this engine is, for tables."""
-        self.tokenizer: Any = model.tokenizer
+        loaded = self._open_model()
+        self.tokenizer: Any = loaded.tokenizer
         """The checkpoint's tokenizer (a transformers tokenizer); it adds the BOS token."""
-        self.max_positions = model.spec.max_positions
+        self.max_positions = loaded.spec.max_positions
         """Prompt tokens the model can take at most, BOS included."""
-        self._vocab_size = model.spec.vocab_size
-        self.num_layers = model.spec.num_layers
+        self._vocab_size = loaded.spec.vocab_size
+        self.num_layers = loaded.spec.num_layers
 
-    def _set(self, arrangement: Arrangement) -> None:
-        self._arrangement = arrangement
-        self._cache_tokens = arrangement.memory.cache_tokens
-        self.policy = arrangement.policy
-        """Shape of the blocks, and where everything is. Micro-batches become smaller, with a
-        warning, where memory turns out to be short."""
-        self.plan: MemoryPlan = arrangement.memory
+    @property
+    def policy(self) -> Policy:
+        """Shape of the blocks, and where everything is.
+
+        Micro-batches become smaller, with a warning, where memory turns out to be short.
+        """
+        return self._model.policy
+
+    @property
+    def plan(self) -> MemoryPlan:
         """Memory that this takes."""
-        self.prediction = arrangement.plan
+        return self._model.arrangement.memory
+
+    @property
+    def prediction(self) -> Plan | None:
         """How long it was predicted to take, if it was planned."""
+        return self._model.arrangement.plan
 
     @classmethod
     def from_pretrained(
@@ -150,51 +135,21 @@ class Engine:
             raise InvalidSettingError(
                 f"policy={policy!r} is not understood: give a Policy, or 'auto' to have one planned"
             )
-        reuse_freed_memory()
         if isinstance(compression, str):
             compression = Compression.parse(compression)
-        offload = Path(offload_dir or DEFAULT_OFFLOAD_DIR).expanduser()
-        path = resolve(model)
-        spec = read_spec(path)
-        device = resolve_device(device)
-        where = device_of(device)
-        dtype = resolve_dtype(dtype, device)
-        setup = _setup(spec, compression or Compression(), dtype, where)
-        budget = budget or MemoryBudget()
-        allowed, before = allowed_beside(setup, budget, Tier.DEVICE), memory_bytes(where)
-        _limit_memory(where, before, allowed)
-        arranger = Arranger(setup, budget, where, dtype, offload, hardware)
-        if isinstance(policy, Policy):
-            arrangement = arranger.with_policy(policy)
-        else:
-            known = workload_of(requests, spec.max_positions) if requests else DEFAULT_WORKLOAD
-            arrangement = arranger.plan(known)
-        with ThreadPoolExecutor() as beside:
-            tokenizer, digest = (
-                beside.submit(f, path) for f in (checkpoint_tokenizer, fingerprint)
-            )
-            loader = Loader(
-                path=path,
-                setup=setup,
-                dtype=dtype,
-                device=where,
-                budget=budget,
-                offload_dir=offload,
-                tokenizer=tokenizer.result,
-            )
-            loaded = _load(loader, arrangement, f"loading {model}" if progress else None)
-        engine = cls(
-            loaded,
-            _describe(loaded, name=str(model), digest=digest.result(), dtype=dtype, device=device),
-            arrangement,
-            arranger,
-            loader,
-            None if allowed is None else MemoryWatch(where, before, allowed),
-            automatic=not isinstance(policy, Policy),
+        opened = open_model(
+            model,
+            compression=compression or Compression(),
+            dtype=dtype,
+            device=device,
+            policy=policy if isinstance(policy, Policy) else None,
+            budget=budget or MemoryBudget(),
+            offload_dir=Path(offload_dir or DEFAULT_OFFLOAD_DIR).expanduser(),
+            hardware=hardware,
+            requests=requests,
+            progress=progress,
         )
-        if requests:
-            engine._tell_plan()
-        return engine
+        return cls(*opened)
 
     def generate(
         self,
@@ -230,12 +185,13 @@ class Engine:
         if not valid:
             return []
         with self._lock:
+            self._open_model()  # or it would be loaded again, if only for another policy
             workload = workload_of(list(valid.values()), self.max_positions)
-            self._plan_ahead(workload)
+            self._model.arrange_for(workload)
             served = _passing(self._refuse, valid, on_error)
             if not served:
                 return []
-            expected = self._arranger.expect(self._arrangement, workload)
+            expected = self._model.expect(workload)
             return self._serve(served, expected, progress, on_result or _ignore)
 
     def _serve(
@@ -247,7 +203,9 @@ class Engine:
     ) -> list[GenerationResult]:
         results: dict[int, GenerationResult] = {}
         generated_tokens = 0
-        executor = BlockExecutor(self._open_model(), self.policy, self._cache_tokens, self._watch)
+        executor = BlockExecutor(
+            self._open_model(), self.policy, self._model.cache_tokens, self._watch
+        )
         with progress_reporter(progress, len(requests)) as report:
 
             def finish(index: int, result: GenerationResult) -> None:
@@ -267,8 +225,7 @@ class Engine:
             try:
                 executor.run(requests, finish)
             finally:
-                if executor.policy != self.policy:  # memory was short
-                    self.policy, self._cache_tokens = executor.policy, executor.cache_tokens
+                self._model.make_do_with(executor.policy, executor.cache_tokens)
         return [results[index] for index in requests]
 
     def validate(self, request: GenerationRequest) -> None:
@@ -301,108 +258,26 @@ class Engine:
                 " kv4)"
             )
 
-    def _plan_ahead(self, workload: Workload) -> None:
-        """See what requests take, and choose another policy if they are the first or need it."""
-        if self.policy != self._arrangement.policy:
-            return  # memory was short, and what there is room for is known better than from a plan
-        first = self.prediction is not None and not self._planned
-        arrangement = None if first and self._automatic else self._for_present_policy(workload)
-        if arrangement is None:
-            self._plan_for(workload)
-        else:
-            self._set(arrangement)
-
-    def _for_present_policy(self, workload: Workload) -> Arrangement | None:
-        """Return what it takes; `None` if it may be another and has no room for every request."""
-        try:
-            arrangement = self._arranger.with_policy(self.policy, workload)
-        except BudgetError:
-            if not self._automatic:
-                raise
-            return None
-        tokens = arrangement.memory.cache_tokens
-        if self._automatic and tokens is not None and workload.most_cached > tokens:
-            return None
-        return replace(arrangement, plan=self.prediction)
-
-    def _plan_for(self, workload: Workload) -> None:
-        """Plan once more, now that requests are known, and say what was planned."""
-        arrangement = self._arranger.plan(workload)
-        if arrangement.policy != self.policy:
-            self._open_model().close()
-            self._model = None
-            self._model = self._loader.load(arrangement)
-        self._set(arrangement)
-        self._tell_plan()
-
-    def _tell_plan(self) -> None:
-        """Say what was planned for requests, if anything was."""
-        self._planned = True
-        if self.prediction is not None:
-            tqdm.write(self.prediction.summary, file=sys.stderr)
-
     def close(self) -> None:
         """Free the model's memory. Later calls of `generate` raise `EngineClosedError`."""
         with self._lock:
-            if self._model is not None:
+            if self._model.loaded is not None:
+                device = self._model.loaded.device
                 self._model.close()
-                cap_device_memory(self._model.device, None)
-                self._model = None
+                cap_device_memory(device, None)
 
     def _open_model(self) -> Model:
-        if self._model is None:
+        if self._model.loaded is None:
             raise EngineClosedError(
                 f"engine of {self.description.model!r} is closed: load the model again"
             )
-        return self._model
+        return self._model.loaded
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _setup(spec: ModelSpec, compression: Compression, dtype: str, device: torch.device) -> Setup:
-    """Return what is planned for on a device."""
-    return Setup(
-        spec=spec,
-        compression=compression,
-        dtype_bytes=DTYPES[dtype].itemsize,
-        unified=device.type == "cpu",
-        has_attention_kernel=kernels.can_attend(
-            compression.cache_bits, compression.group_size, spec.head_size, device
-        ),
-    )
-
-
-def _limit_memory(device: torch.device, before_bytes: int, allowed_bytes: int | None) -> None:
-    """Have libraries keep to what is allowed beside what is used already; `None` for no limit."""
-    if allowed_bytes is not None and device.type == "cpu":
-        keep_few_kernels(allowed_bytes)
-    cap_device_memory(device, None if allowed_bytes is None else before_bytes + allowed_bytes)
-
-
-def _load(loader: Loader, arrangement: Arrangement, shown: str | None) -> Model:
-    """Load a model; with a progress bar of that name, if there is one."""
-    num_parts = loader.setup.spec.num_layers + 1
-    with tqdm(total=num_parts, desc=shown, unit="layer", disable=shown is None) as bar:
-        return loader.load(arrangement, on_part=partial(bar.update, 1))
-
-
-def _describe(
-    model: Model, *, name: str, digest: str, dtype: str, device: str
-) -> EngineDescription:
-    return EngineDescription(
-        model=name,
-        fingerprint=digest,
-        compression=model.compression.label,
-        dtype=dtype,
-        device=device,
-        num_parameters=model.spec.num_parameters,
-        weight_bytes=model.weights.num_bytes,
-        linear_weight_bytes=model.weights.linear_bytes,
-    )
 
 
 def _passing(

@@ -13,8 +13,11 @@ from flexgen_helm import (
     SamplingParams,
 )
 from flexgen_helm.errors import BudgetError
+from flexgen_helm.model.checkpoint import read_spec
 from flexgen_helm.planner import automatic, memory_terms
+from flexgen_helm.planner.memory import plan_memory
 from flexgen_helm.planner.plan import plan
+from flexgen_helm.planner.setup import Setup
 from flexgen_helm.runtime import pools
 from flexgen_helm.runtime.lengths import workload_of
 from flexgen_helm.specs.placement import Placement, Tier
@@ -228,10 +231,13 @@ def test_a_request_beyond_the_budget_is_refused_before_anything_is_computed(chec
         checkpoint, dtype="float32", policy=policy, budget=budget
     ) as engine:
         assert engine.plan.cache_tokens == 100
+        setup = Setup(
+            spec=read_spec(checkpoint), compression=Compression(), dtype_bytes=4, unified=True
+        )
 
         def room(size):
             workload = workload_of(both(size), engine.max_positions)
-            return engine._arranger.with_policy(policy, workload).memory.cache_tokens
+            return plan_memory(setup, policy, budget, workload).cache_tokens
 
         size = next(size for size in range(81, 300) if size + 20 > room(size))
         assert engine.generate(both(size - 1))
