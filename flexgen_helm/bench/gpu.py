@@ -98,6 +98,9 @@ class GpuOutcome:
     reserved_bytes: int
     """Peak of what the process took there for tensors."""
 
+    host_bytes: int | None = None
+    """Peak of what the process took on the host, libraries and what reads files included."""
+
     allocation_retries: int | None = None
     """How often there was no memory until all that was kept for reuse had been given back."""
 

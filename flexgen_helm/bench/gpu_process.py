@@ -92,7 +92,7 @@ def _ours(trial: GpuTrial, asked: Mapping[str, Any]) -> GpuOutcome:
             prefill_s=sum(cost.prefill_s for cost in costs),
             decode_s=sum(cost.decode_s for cost in costs),
             generated_tokens=sum(cost.num_generated_tokens for cost in costs),
-            **device_memory(device_of(asked["device"])),
+            **peak_memory(device_of(asked["device"])),
             decode_to_device_bytes=sum(cost.decode_to_device_bytes for cost in costs),
             link_wait_s=sum(cost.link_wait_s for cost in costs),
             predicted_s=sum(map(sum, known)) if len(known) == len(costs) else None,
@@ -144,17 +144,21 @@ def _accelerate(trial: GpuTrial, asked: Mapping[str, Any]) -> GpuOutcome:
         prefill_s=times[1] - times[0],
         decode_s=step_s * (requests.new_tokens - 1),
         generated_tokens=requests.count * requests.new_tokens,
-        **device_memory(device),
+        **peak_memory(device),
     )
 
 
-def device_memory(device: torch.device) -> dict[str, Any]:
-    """Return what an outcome says of the device's memory."""
+def peak_memory(device: torch.device) -> dict[str, Any]:
+    """Return what an outcome says of memory, of the device and of the host."""
     import torch
 
+    from flexgen_helm.runtime.statistics import peak_memory_bytes
+
+    host = {"host_bytes": peak_memory_bytes(torch.device("cpu"))}
     if device.type != "cuda":
-        return {"allocated_bytes": 0, "reserved_bytes": 0}
+        return {"allocated_bytes": 0, "reserved_bytes": 0, **host}
     return {
+        **host,
         "allocated_bytes": torch.cuda.max_memory_allocated(device),
         "reserved_bytes": torch.cuda.max_memory_reserved(device),
         "allocation_retries": torch.cuda.memory_stats(device)["num_alloc_retries"],

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from flexgen_helm.bench.gpu import UPSTREAM_TOKENS, GpuOutcome
-from flexgen_helm.bench.gpu_process import device_memory
+from flexgen_helm.bench.gpu_process import peak_memory
 
 DUMMY = "_DUMMY_"
 SOME_TOKEN = 100
@@ -82,7 +82,7 @@ def main(request: str) -> None:
         prefill_s=first,
         decode_s=sum(others) if whole else project_decode_latency(costs, prompt_len, new_tokens),
         generated_tokens=requests["count"] * new_tokens,
-        **device_memory(device),
+        **peak_memory(device),
         policy=" ".join(trial["options"]),
     )
     print(json.dumps(asdict(outcome)))

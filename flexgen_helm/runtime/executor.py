@@ -30,7 +30,12 @@ from flexgen_helm.runtime.repeated_passes import RepeatedPasses
 from flexgen_helm.runtime.segments import KeptPrefix
 from flexgen_helm.runtime.sequence import max_new_tokens
 from flexgen_helm.runtime.shared_reads import SharedReads
-from flexgen_helm.runtime.statistics import Cost, free_memory_bytes, peak_memory_bytes
+from flexgen_helm.runtime.statistics import (
+    Cost,
+    free_memory_bytes,
+    peak_memory_bytes,
+    peak_so_far,
+)
 from flexgen_helm.specs import chunks
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.request import GenerationRequest, GenerationResult
@@ -284,9 +289,16 @@ class BlockExecutor:
         for micro_batch in decode:
             for sequence in micro_batch.sequences:
                 sequence.add_decode(share, rows=len(micro_batch.token_ids))
+        if not blocks:
+            return
+        peak_bytes = peak_memory_bytes(self._model.device)
         for _, block in blocks:
             for job in block.jobs:
-                job.add_prefill(share * job.computed_prompt_tokens, effective_batch=batch)
+                job.add_prefill(
+                    share * job.computed_prompt_tokens,
+                    effective_batch=batch,
+                    peak_bytes=peak_bytes,
+                )
 
     def _retire(self, blocks: Sequence[Block], on_result: OnResult) -> None:
         """Report what has finished, free its cache and pack the rest anew."""
@@ -298,12 +310,11 @@ class BlockExecutor:
                 if member.job.finished:
                     finished.append(member.job)
         self._pools = repack(pools, self.policy.micro_batch_size)
-        peak = peak_memory_bytes(self._model.device)
         on_disk = self._model.spill.peak_bytes if self._model.spill else 0
+        peak = peak_so_far(self._model.device, disk_bytes=on_disk)
         policy = self.policy.brief
         for job in {job.index: job for job in finished}.values():
-            result = job.result(policy=policy, peak_memory_bytes=peak, peak_disk_bytes=on_disk)
-            on_result(job.index, result)
+            on_result(job.index, job.result(policy=policy, peak=peak))
 
 
 def _cache_limit(model: Model, policy: Policy, cache_tokens: int | None) -> int:

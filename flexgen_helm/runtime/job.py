@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.sequence import Sequence, max_new_tokens
-from flexgen_helm.runtime.statistics import Cost
+from flexgen_helm.runtime.statistics import Cost, Peak
 from flexgen_helm.specs.request import GenerationRequest, GenerationResult
 from flexgen_helm.specs.statistics import RequestStatistics
 
@@ -35,6 +35,7 @@ class Job:
         self.prompt_logprobs: tuple[float | None, ...] | None = None
         self.computed_prompt_tokens = 0.0
         self._prefill = Cost()
+        self._prefill_peak_bytes: int | None = None
         self._effective_batch = 0
         self._cache_bytes_per_token = model.cache_format.bytes_per_token
         self._cached_tokens = 0.0
@@ -52,18 +53,17 @@ class Job:
     def finished(self) -> bool:
         return all(sequence.finished for sequence in self.sequences)
 
-    def add_prefill(self, cost: Cost, *, effective_batch: int) -> None:
-        """Note what its prompt cost, and how many sequences the pass served."""
+    def add_prefill(self, cost: Cost, *, effective_batch: int, peak_bytes: int) -> None:
+        """Note what its prompt cost, how many sequences the pass served, and the peak till then."""
         self._prefill = cost
+        self._prefill_peak_bytes = peak_bytes
         self._effective_batch = effective_batch
 
     def add_cached(self, num_tokens: float) -> None:
         """Note what a finished sequence had in the KV cache, its share of what it shared."""
         self._cached_tokens += num_tokens
 
-    def result(
-        self, *, policy: str, peak_memory_bytes: int, peak_disk_bytes: int = 0
-    ) -> GenerationResult:
+    def result(self, *, policy: str, peak: Peak) -> GenerationResult:
         """Return the result of a finished job."""
         cached_tokens = round(self._cached_tokens)
         decode = sum((s.decode for s in self.sequences), Cost())
@@ -86,8 +86,10 @@ class Job:
                 effective_batch=self._effective_batch,
                 cache_bytes=cached_tokens * self._cache_bytes_per_token,
                 cached_tokens=cached_tokens,
-                peak_memory_bytes=peak_memory_bytes,
-                peak_disk_bytes=peak_disk_bytes,
+                peak_memory_bytes=peak.memory_bytes,
+                prefill_peak_bytes=self._prefill_peak_bytes,
+                peak_host_bytes=peak.host_bytes,
+                peak_disk_bytes=peak.disk_bytes,
                 policy=policy,
             ),
         )

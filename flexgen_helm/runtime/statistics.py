@@ -8,7 +8,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -53,6 +53,21 @@ class Cost:
 
     def __truediv__(self, divisor: float) -> Cost:
         return self * (1 / divisor)
+
+
+class Peak(NamedTuple):
+    """Most bytes that were taken so far; see `Statistics`."""
+
+    memory_bytes: int
+    host_bytes: int | None
+    disk_bytes: int
+
+
+def peak_so_far(device: torch.device, *, disk_bytes: int) -> Peak:
+    """Return that of every tier, with that of the disk as given."""
+    memory = peak_memory_bytes(device)
+    host = None if device.type == "cpu" else peak_memory_bytes(torch.device("cpu"))
+    return Peak(memory_bytes=memory, host_bytes=host, disk_bytes=disk_bytes)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

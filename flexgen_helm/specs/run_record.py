@@ -67,15 +67,15 @@ class RunRecord(Statistics):
             cache_bytes=sum(s.cache_bytes for s in statistics),
             cached_tokens=sum(s.cached_tokens for s in statistics),
             peak_memory_bytes=max(s.peak_memory_bytes for s in statistics),
+            prefill_peak_bytes=_largest([s.prefill_peak_bytes for s in statistics]),
+            peak_host_bytes=_largest([s.peak_host_bytes for s in statistics]),
             peak_disk_bytes=max(s.peak_disk_bytes for s in statistics),
             disk_wait_s=sum(s.disk_wait_s for s in statistics),
             link_wait_s=sum(s.link_wait_s for s in statistics),
             policy="; ".join(dict.fromkeys(s.policy for s in statistics if s.policy)),
             predicted_prefill_s=_sum([s.predicted_prefill_s for s in statistics]),
             predicted_decode_s=_sum([s.predicted_decode_s for s in statistics]),
-            planned_memory_bytes=max(
-                (b for s in statistics if (b := s.planned_memory_bytes) is not None), default=None
-            ),
+            planned_memory_bytes=_largest([s.planned_memory_bytes for s in statistics]),
         )
 
     @property
@@ -107,3 +107,8 @@ def _sum(values: Sequence[float | None]) -> float | None:
     """Add up what is known, if all of it is."""
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
+
+
+def _largest(values: Sequence[int | None]) -> int | None:
+    """Return the largest of what is known, if anything is."""
+    return max((value for value in values if value is not None), default=None)

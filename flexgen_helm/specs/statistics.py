@@ -41,8 +41,14 @@ class Statistics:
     peak_memory_bytes: int
     """Largest memory use of the process (on CUDA: of the device) seen until they finished."""
 
+    prefill_peak_bytes: int | None = None
+    """Of it, what was seen until their prompts were computed: decode has added the rest."""
+
+    peak_host_bytes: int | None = None
+    """Largest memory use of the process where `peak_memory_bytes` is that of a device."""
+
     peak_disk_bytes: int = 0
-    """Most bytes that KV cache and activations took on disk until then."""
+    """Most bytes that KV cache and activations took on disk until they finished."""
 
     disk_wait_s: float = 0.0
     """Of `prefill_s` and `decode_s`, seconds in which computing stood still for the disk."""

@@ -94,6 +94,8 @@ EFFICIENCY = (
     Column("cached_tokens", "Int64", "tokens", "flexgen_run.cached_tokens"),
     Column("cache_bytes_per_token", "float64", "bytes/token", "flexgen_run.cache_bytes_per_token"),
     Column("peak_memory_bytes", "Int64", "bytes", "flexgen_run.peak_memory_bytes"),
+    Column("prefill_peak_bytes", "Int64", "bytes", "flexgen_run.prefill_peak_bytes"),
+    Column("peak_host_bytes", "Int64", "bytes", "flexgen_run.peak_host_bytes"),
     Column("peak_disk_bytes", "Int64", "bytes", "flexgen_run.peak_disk_bytes"),
     Column("policy", "string", "", "flexgen_run.policy"),
     Column("predicted_prefill_s", "float64", "s", "flexgen_run.predicted_prefill_s"),
@@ -106,7 +108,9 @@ token, as those of sequences that have ended and are left in a CUDA graph, and `
 says how large the batches were in which tokens were generated. `request_s` is prefill and decode
 together or, without a run record, the sum of HELM's request times, which overlap when HELM asked
 from several threads; `disk_wait_s` and `link_wait_s` are the part of it in which computing stood
-still for the disk, or for copies to a GPU. `policy` has sequences of a micro-batch x micro-batches,
+still for the disk, or for copies to a GPU. `peak_memory_bytes` is of the GPU, and the host's beside
+it, or of the process where there is none; as far as it was reached by the end of prefill it is
+`prefill_peak_bytes`. `policy` has sequences of a micro-batch x micro-batches,
 and percent on device/host/disk. What was `predicted` and `planned` is there where the
 machine has been calibrated, or a memory budget was given."""
 

@@ -14,6 +14,7 @@ from flexgen_helm.model.kv_cache import KeysValues
 from flexgen_helm.offload.weights import EMBEDDINGS, layer_part
 from flexgen_helm.runtime.head import Head
 from flexgen_helm.runtime.job import Job
+from flexgen_helm.runtime.statistics import Peak
 from tests.model.plain_sampling import distribution
 
 
@@ -42,7 +43,7 @@ class PlainExecutor:
             for index, sequence in enumerate(job.sequences)
             if sequence in self._head.margins
         }
-        return [job.result(policy="", peak_memory_bytes=0) for job in jobs]
+        return [job.result(policy="", peak=Peak(0, None, 0)) for job in jobs]
 
     def _prefill(self, jobs):
         prompts = [job.request.prompt_token_ids for job in jobs]

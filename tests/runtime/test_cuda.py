@@ -28,10 +28,10 @@ CASES = [
 
 
 def test_tokens_are_those_of_the_cpu(checkpoint, cuda):
-    assert_equal(
-        run(checkpoint, "none", Policy(), device="cuda"),
-        run(checkpoint, "none", Policy(), device="cpu"),
-    )
+    results = run(checkpoint, "none", Policy(), device="cuda")
+    assert_equal(results, run(checkpoint, "none", Policy(), device="cpu"))
+    for result in results:  # the device and the host have peaks of their own
+        assert result.statistics.peak_memory_bytes < result.statistics.peak_host_bytes
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,8 @@ def test_a_recorded_run_has_all_costs(make_run, record):
         "cached_tokens": 50,
         "cache_bytes_per_token": 16.0,
         "peak_memory_bytes": 9000,
+        "prefill_peak_bytes": 8000,
+        "peak_host_bytes": 12000,
         "peak_disk_bytes": 700,
         "policy": "8x2",
         "predicted_prefill_s": 1.5,
