@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from torch import Tensor
@@ -102,6 +102,7 @@ class PartRead:
         Raises:
             StoreError: the disk cannot be read.
         """
+        wait(self._futures)  # also where one has failed: the others go on writing to the buffer
         for future in self._futures:
             future.result()
 

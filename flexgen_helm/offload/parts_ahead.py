@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from flexgen_helm.errors import StoreError
 from flexgen_helm.offload.disk import DiskReader, aligned_buffer
 from flexgen_helm.offload.disk_part import DiskPart, PartRead
 from flexgen_helm.offload.link import Lane, Link, Mark, Transit
@@ -70,11 +72,21 @@ class _OneAhead(Generic[T]):
             self._ahead = following, self._begin(following)
         return begun
 
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Forget what is ahead where a part cannot be had: it may have failed with it."""
+        try:
+            yield
+        except StoreError:
+            self.drop()
+            raise
+
     def drop(self) -> None:
-        """Let what is ahead come to its end, if anything is."""
+        """Let what is ahead come to its end, if anything is; nobody needs it, or its error."""
         if self._ahead is not None:
-            self._discard(self._ahead[1])
-            self._ahead = None
+            (_, begun), self._ahead = self._ahead, None
+            with suppress(StoreError):
+                self._discard(begun)
 
 
 class PartsFromDisk:
@@ -102,7 +114,7 @@ class PartsFromDisk:
 
     def take(self, name: str) -> dict[str, Tensor]:
         reading = self._ahead.take(name)
-        with self._waiting.for_disk():
+        with self._ahead.using(), self._waiting.for_disk():
             return reading.finish()
 
     def close(self) -> None:
@@ -183,7 +195,8 @@ class PartsToDevice:
 
     def take(self, name: str) -> dict[str, Tensor]:
         upload = self._ahead.take(name)
-        with self._waiting.for_disk(used=self._parts[name].on_disk.num_bytes > 0):
+        used = self._parts[name].on_disk.num_bytes > 0
+        with self._ahead.using(), self._waiting.for_disk(used=used):
             tensors, copies = upload.result()
         for copy in copies:
             copy.use()
