@@ -195,7 +195,7 @@ def read_suite(conf: Path) -> Workload:
     """Return how long the requests of a suite are.
 
     Raises:
-        WorkloadError: nothing says so.
+        WorkloadError: nothing says so, or it cannot be read.
     """
     lengths = conf.with_suffix(LENGTHS_SUFFIX)
     if not lengths.is_file():
@@ -203,7 +203,11 @@ def read_suite(conf: Path) -> Workload:
             f"{lengths} is not there, which would say how long the requests of {conf} are: write it"
             " as in scenarios/paper_7.lengths.json, or use --workload"
         )
-    return Workload.from_json(lengths.read_text(), where=str(lengths))
+    try:
+        text = lengths.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # or it is no text
+        raise WorkloadError(f"{lengths} cannot be read ({error}): write it anew") from error
+    return Workload.from_json(text, where=str(lengths))
 
 
 def parse_workload(text: str) -> Workload:

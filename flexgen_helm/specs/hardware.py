@@ -79,13 +79,20 @@ _MAY_BE_NOTHING = (
     "step_s", "disk_step_s", "link_step_s", "captured_step_s", "token_s", "contention"
 )  # fmt: skip
 
+_NUMBER = int | float, "a number"
+_KINDS = {
+    "bool": (bool, "true or false"),
+    **dict.fromkeys(("int", "float", "float | None"), _NUMBER),
+}
+"""Of values, by the type of their field, and in words."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
     """Capacities and rates. What a machine has no part for, such as a device of its own, is `None`.
 
     Raises:
-        HardwareError: a rate or a capacity that is not positive.
+        HardwareError: a rate or a capacity that is not a positive number.
     """
 
     name: str
@@ -174,13 +181,20 @@ class Hardware:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                least = 0 if item.name in _MAY_BE_NOTHING else 1
-                if not isfinite(value) or value < least:
-                    raise HardwareError(
-                        f"{item.name}={value!r} of hardware {self.name!r} is out of range: it must"
-                        f" be at least {least}"
-                    )
+            if item.type not in _KINDS or (value is None and item.type == "float | None"):
+                continue
+            kind, called = _KINDS[item.type]
+            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+                raise HardwareError(
+                    f"{item.name}={value!r} of hardware {self.name!r} is not understood: it must"
+                    f" be {called}"
+                )
+            least = 0 if item.name in _MAY_BE_NOTHING else 1
+            if kind is not bool and not (isfinite(value) and value >= least):
+                raise HardwareError(
+                    f"{item.name}={value!r} of hardware {self.name!r} is out of range: it must"
+                    f" be at least {least}"
+                )
         if self.contention > 1:
             raise HardwareError(
                 f"contention={self.contention!r} of hardware {self.name!r} is out of range: it is"
@@ -247,8 +261,8 @@ def read_hardware(path: Path) -> Hardware:
         HardwareError: there is none, or it is damaged.
     """
     try:
-        text = path.read_text()
-    except OSError as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # or it is no text
         raise HardwareError(f"{path} cannot be read ({error}): name a hardware profile") from error
     return Hardware.from_json(text, where=str(path))
 

@@ -60,6 +60,12 @@ def test_without_a_name_this_machine_is_meant(tmp_path, monkeypatch, capsys):
     assert plan("--workload", "10:64/8", "--device-memory", "900MB") == 0
 
 
+def test_lengths_that_are_no_text_are_one_line(tmp_path, capsys):
+    (tmp_path / "suite.lengths.json").write_bytes(b"\xff\xfe")
+    assert plan("--hardware", "t4", "--suite", str(tmp_path / "suite.conf")) == 2
+    assert "suite.lengths.json cannot be read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

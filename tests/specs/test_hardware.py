@@ -50,6 +50,10 @@ def test_a_profile_reads_back(hardware, tmp_path):
         ({"device_bytes": -1}, "device_bytes=-1"),
         ({"contention": 1.5}, "contention=1.5 .* part of 1"),
         ({"step_s": float("inf")}, "step_s=inf"),
+        ({"disk_read_bytes_per_s": "2 GB"}, "disk_read_bytes_per_s='2 GB' .* be a number"),
+        ({"disk_bytes": None}, "disk_bytes=None .* be a number"),
+        ({"step_s": True}, "step_s=True .* be a number"),
+        ({"unified": "no"}, "unified='no' .* be true or false"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, message):
@@ -68,6 +72,13 @@ def test_damaged_profiles_are_named(text, tmp_path):
 def test_a_missing_profile_is_named(tmp_path):
     with pytest.raises(HardwareError, match="none.json cannot be read"):
         read_hardware(tmp_path / "none.json")
+
+
+def test_what_is_no_text_is_named(tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(HardwareError, match="broken.json cannot be read .*can't decode"):
+        read_hardware(path)
 
 
 def test_profiles_that_ship():
