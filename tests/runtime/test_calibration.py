@@ -1,9 +1,12 @@
+import errno
+import os
+
 import pytest
 import torch
 
 from flexgen_helm.cli.main import main
 from flexgen_helm.errors import StoreError
-from flexgen_helm.offload.disk import REQUEST_BYTES
+from flexgen_helm.offload.disk import REQUEST_BYTES, DirectFile
 from flexgen_helm.runtime import calibration
 from flexgen_helm.runtime.calibration import computing, disk, engines, shapes, timing
 from flexgen_helm.specs.hardware import read_hardware
@@ -73,6 +76,21 @@ def test_a_disk_that_cannot_be_used_is_named(quick, tmp_path):
     file.touch()
     with pytest.raises(StoreError, match="cannot be measured"):
         calibration.calibrate(file / "below", device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("method", ["allocate", "store", "fill"])
+def test_a_disk_that_fails_has_no_rates(quick, tmp_path, monkeypatch, method):
+    files = []
+
+    def fail(file, *_):
+        files.append(file)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(DirectFile, method, fail)
+    with pytest.raises(StoreError, match="cannot be measured .*Input/output error"):
+        calibration.calibrate(tmp_path, device="cpu", dtype="float32", rounds=1)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(files[0]._file)  # it is closed, and takes no room on the disk
 
 
 def test_rounds_end_when_there_is_no_time_for_another(quick, tmp_path, monkeypatch):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -37,14 +37,15 @@ def disk_rates(directory: Path, computing: Computing) -> dict[str, float]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = DirectFile.temporary(directory)
-        file.allocate(0, FILE_BYTES)
-        with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as threads:
+        with (
+            closing(DirectFile.temporary(directory)) as file,
+            ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as threads,
+        ):
+            file.allocate(0, FILE_BYTES)
             disk = _Disk(file, threads)
             written = [disk.write() for _ in range(2)][1]
             read = median(disk.read() for _ in range(3))
             contention = _contention(disk, computing)
-        file.close()
     except OSError as error:
         raise StoreError(
             f"the disk of {directory} cannot be measured ({error}): free 1 GB there, or choose"
@@ -90,14 +91,10 @@ class _Disk:
         self._requests_read.append(buffer.nbytes)
 
     def _all(self, transfer: Callable[[Tensor, int], None]) -> float:
-        start_s = time.perf_counter()
+        start_s, offsets = time.perf_counter(), range(0, FILE_BYTES, REQUEST_BYTES)
         # A buffer is used by two requests: what is read is not looked at.
-        wait(
-            self._threads.submit(transfer, buffer, offset)
-            for offset, buffer in zip(
-                range(0, FILE_BYTES, REQUEST_BYTES), cycle(self._buffers), strict=False
-            )
-        )
+        for _ in self._threads.map(transfer, cycle(self._buffers), offsets):
+            pass
         return elapsed_s(start_s)
 
 
