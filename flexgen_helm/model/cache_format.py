@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.offload.link import Link
-from flexgen_helm.offload.spill import Spill, TensorLayout
+from flexgen_helm.offload.records import TensorLayout
+from flexgen_helm.offload.spill import Spill
 from flexgen_helm.offload.weights import Decompressor
 from flexgen_helm.quant import kernels
 from flexgen_helm.quant.quantize import dequantize, dequantize_into, quantize

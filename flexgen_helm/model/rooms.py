@@ -19,7 +19,8 @@ from flexgen_helm.model.cache_format import HOST, CacheFormat, Rows, tensors_of
 from flexgen_helm.model.row_cells import RowCells, run_bounds
 from flexgen_helm.offload.link import Lane, Link, Transit
 from flexgen_helm.offload.linked_read import LinkedRead
-from flexgen_helm.offload.spill import RecordLayout, Spill, SpillRegion
+from flexgen_helm.offload.records import RecordLayout
+from flexgen_helm.offload.spill import Spill, SpillRegion
 from flexgen_helm.specs.chunks import RUN_LEN
 from flexgen_helm.specs.placement import Tier
 

@@ -15,15 +15,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from flexgen_helm.errors import DiskFullError, StoreError
+from flexgen_helm.offload.buffers import Buffers
 from flexgen_helm.offload.disk import (
     REQUEST_BYTES,
     REQUESTS_IN_FLIGHT,
@@ -31,134 +29,9 @@ from flexgen_helm.offload.disk import (
     aligned_buffer,
     aligned_up,
 )
+from flexgen_helm.offload.records import RecordLayout, Records
 from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.specs.chunks import WRITES_IN_FLIGHT, spill_memory
-
-TENSOR_ALIGNMENT = 64
-"""Tensors of a record begin at multiples of a cache line."""
-
-
-@dataclass(frozen=True)
-class TensorLayout:
-    """What there is to know about a tensor in bytes."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
-
-
-class RecordLayout:
-    """Tensors one after another in bytes; the record ends at a multiple of `ALIGNMENT`."""
-
-    def __init__(self, tensors: Sequence[TensorLayout]) -> None:
-        self._tensors = tensors
-        self._offsets = []
-        end = 0
-        for tensor in tensors:
-            self._offsets.append(end)
-            end += -(-tensor.num_bytes // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
-        self.num_bytes = aligned_up(end)
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> RecordLayout:
-        """Return that of given tensors."""
-        return cls([TensorLayout(tensor.dtype, tuple(tensor.shape)) for tensor in tensors])
-
-    def views(self, record: Tensor) -> list[Tensor]:
-        """Return the tensors in a record's bytes, sharing their memory."""
-        return [
-            record[offset : offset + tensor.num_bytes].view(tensor.dtype).view(tensor.shape)
-            for tensor, offset in zip(self._tensors, self._offsets, strict=True)
-        ]
-
-    def stacked(self, records: Tensor) -> list[Tensor]:
-        """Return those in the bytes of consecutive records, each with these in front [k, ...]."""
-        by_record = records.view(-1, self.num_bytes)
-        return [
-            by_record[:, offset : offset + tensor.num_bytes]
-            .view(tensor.dtype)
-            .view(len(by_record), *tensor.shape)
-            for tensor, offset in zip(self._tensors, self._offsets, strict=True)
-        ]
-
-
-class Records:
-    """Records in memory, one after another: the tensors of each, which share the memory."""
-
-    def __init__(self, layouts: Sequence[RecordLayout], memory: Tensor) -> None:
-        self._layouts, self._memory = layouts, memory
-        self._bounds = [*accumulate((layout.num_bytes for layout in layouts), initial=0)]
-
-    def __len__(self) -> int:
-        return len(self._layouts)
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        return self.until(len(self))
-
-    def until(self, stop: int) -> Iterator[list[Tensor]]:
-        """Return the first so many."""
-        for layout, (start, end) in zip(self._layouts[:stop], pairwise(self._bounds), strict=False):
-            yield layout.views(self._memory[start:end])
-
-    def stacked(self, start: int) -> list[Tensor]:
-        """Return the tensors of all from `start` on, [k, ...]; their layout is the same."""
-        return self._layouts[start].stacked(self._memory[self._bounds[start] : self._bounds[-1]])
-
-
-class Buffers:
-    """Aligned memory that is used again. Safe to use from threads.
-
-    Memory that the system has to provide anew is slow: what has been used makes place for what is
-    read next.
-
-    Args:
-        most_bytes: of all buffers; with more in use, none are kept that nobody uses.
-        make: makes another one.
-    """
-
-    def __init__(
-        self,
-        most_bytes: int,
-        make: Callable[[int], Tensor] = aligned_buffer,
-    ) -> None:
-        self._most_bytes = most_bytes
-        self._make = make
-        self._lock = threading.Lock()
-        self._idle: list[Tensor] = []
-        # Who fails in between may never give a buffer back: it is gone when nobody refers to it.
-        self._used: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
-
-    def take(self, num_bytes: int) -> Tensor:
-        """Return a buffer of at least so many bytes, and at most twice as many."""
-        with self._lock:
-            fitting = [
-                (buffer.nbytes, index)
-                for index, buffer in enumerate(self._idle)
-                if num_bytes <= buffer.nbytes <= 2 * num_bytes
-            ]
-            if fitting:
-                buffer = self._idle.pop(min(fitting)[1])
-            else:
-                self._forget_beyond(self._most_bytes - num_bytes)
-                buffer = self._make(num_bytes)
-            self._used[id(buffer)] = buffer
-            return buffer
-
-    def give(self, buffer: Tensor) -> None:
-        """Take a buffer back that nobody reads any more."""
-        with self._lock:
-            self._used.pop(id(buffer), None)
-            self._idle.append(buffer)
-            self._forget_beyond(self._most_bytes)
-
-    def _forget_beyond(self, most_bytes: int) -> None:
-        """Forget those idle for longest, until all together have so many bytes."""
-        num_bytes = sum(buffer.nbytes for buffer in (*self._used.values(), *self._idle))
-        while self._idle and num_bytes > most_bytes:
-            num_bytes -= self._idle.pop(0).nbytes
 
 
 class Freed(NamedTuple):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flexgen_helm.offload.link import Lane, Link, Transit
 from flexgen_helm.offload.linked_read import LinkedRead
-from flexgen_helm.offload.spill import RecordLayout, Spill
+from flexgen_helm.offload.records import RecordLayout
+from flexgen_helm.offload.spill import Spill
 
 
 class StoredTensors(Protocol):

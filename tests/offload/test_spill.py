@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from flexgen_helm.errors import DiskFullError, StoreError
 from flexgen_helm.offload.disk import ALIGNMENT
-from flexgen_helm.offload.spill import Buffers, RecordLayout, Spill
+from flexgen_helm.offload.records import RecordLayout
+from flexgen_helm.offload.spill import Spill
 
 
 @pytest.fixture(params=[True, False], ids=["overlap", "serial"])
@@ -146,14 +147,6 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
         Spill(tmp_path / "file")
 
 
-def test_records_are_aligned():
-    layout = RecordLayout.of([torch.zeros(5), torch.zeros(0, 3), torch.zeros(7, dtype=torch.uint8)])
-    assert layout.num_bytes == ALIGNMENT
-    first, none, last = layout.views(torch.zeros(ALIGNMENT, dtype=torch.uint8))
-    assert (first.shape, none.shape, last.shape) == ((5,), (0, 3), (7,))
-    assert last.data_ptr() - first.data_ptr() == 64
-
-
 def test_records_of_the_same_layout_are_lent_as_one(spill):
     region = spill.region(100 * ALIGNMENT)
     append(region, tensors(9, [50]))
@@ -192,42 +185,6 @@ def test_what_is_ahead_takes_memory_until_it_is_read(spill):
     assert region.begin_read() == taken
     contents(region)
     assert region._ahead is None
-
-
-def test_buffers_come_back_if_they_fit():
-    buffers = Buffers(100 * ALIGNMENT)
-    large, small = buffers.take(10 * ALIGNMENT), buffers.take(ALIGNMENT)
-    buffers.give(large)
-    buffers.give(small)
-    assert buffers.take(2 * ALIGNMENT) is not large, "five times of what is needed"
-    middle = buffers.take(7 * ALIGNMENT)
-    assert middle is large
-    middle = buffers.take(7 * ALIGNMENT)
-    buffers.give(large)
-    buffers.give(middle)
-    assert buffers.take(6 * ALIGNMENT) is middle, "the smaller of two"
-
-
-def test_buffers_idle_for_longest_are_forgotten():
-    made = iter(range(6))
-    buffers = Buffers(500, lambda size: torch.full((), next(made), dtype=torch.uint8).expand(size))
-    taken = [buffers.take(100) for _ in range(5)]
-    for buffer in taken:
-        buffers.give(buffer)
-    assert [int(buffer[0]) for buffer in buffers._idle] == [0, 1, 2, 3, 4]
-    buffers.take(250)
-    assert [int(buffer[0]) for buffer in buffers._idle] == [3, 4], "all have 450 of 500"
-
-
-def test_buffers_that_were_lost_do_not_count():
-    buffers = Buffers(2 * ALIGNMENT)
-    lost, kept = buffers.take(ALIGNMENT), buffers.take(ALIGNMENT)
-    buffers.give(buffers.take(ALIGNMENT))
-    assert not buffers._idle, "there are two in use already"
-    del lost
-    buffers.give(kept)
-    buffers.give(buffers.take(ALIGNMENT))
-    assert len(buffers._idle) == 1
 
 
 def test_what_was_begun_to_be_read_is_forgotten(spill):
