@@ -109,12 +109,14 @@ class CacheFormat:
             rows, bits=self.compression.cache_bits, group_size=self.compression.group_size
         )
 
-    def store(self, rows: Tensor, slots: Tensor, positions: Tensor, room: QuantizedTensor) -> None:
-        """Compress rows [n, e] into cells of a room [b, t]."""
-        if kernels.are_made_for(room):
-            kernels.quantize_into(room, rows, slots, positions)
+    def store(
+        self, rows: Tensor, slots: Tensor, positions: Tensor, stored: QuantizedTensor
+    ) -> None:
+        """Compress rows [n, e] into cells of what is stored [b, t]."""
+        if kernels.are_made_for(stored):
+            kernels.quantize_into(stored, rows, slots, positions)
             return
-        for tensor, part in zip(room.tensors, self.tensors(rows), strict=True):
+        for tensor, part in zip(stored.tensors, self.tensors(rows), strict=True):
             tensor[slots, positions] = part
 
     def decompress(self, rows: Rows, memory: Tensor | None = None) -> Tensor:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from flexgen_helm.model.cache_format import HOST, CacheFormat, Rows, move
-from flexgen_helm.model.rooms import DiskRoom, Room, RoomSize, make_room
+from flexgen_helm.model.cache_storage import make_storage
+from flexgen_helm.model.cache_storage.base import CacheStorage, StorageSize
+from flexgen_helm.model.cache_storage.disk import DiskStorage
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.stored_tensors import InMemory, OnHost, StoredTensors, spill_tensors
 from flexgen_helm.specs.placement import Tier
@@ -114,43 +116,43 @@ class CachePool:
         size: positions of each.
     """
 
-    def __init__(self, cache_format: CacheFormat, num_slots: int, size: RoomSize) -> None:
+    def __init__(self, cache_format: CacheFormat, num_slots: int, size: StorageSize) -> None:
         self._format = cache_format
         self.num_slots = num_slots
         self.capacity = size.capacity
         self._layers = [
-            self._make_rooms(layer, size) for layer in range(cache_format.spec.num_layers)
+            self._make_storages(layer, size) for layer in range(cache_format.spec.num_layers)
         ]
 
-    def _make_rooms(self, layer: int, size: RoomSize) -> list[Room]:
-        """Rooms for keys and values."""
+    def _make_storages(self, layer: int, size: StorageSize) -> list[CacheStorage]:
+        """Storage of keys, and of values."""
         tiers = self._format.tiers_of(layer)
-        return [make_room(self._format, tier, self.num_slots, size) for tier in tiers]
+        return [make_storage(self._format, tier, self.num_slots, size) for tier in tiers]
 
     def write(self, layer: int, cells: RowCells, new: KeysValues, *, on_host: bool = False) -> None:
         """Store those of the rows [n, e] that have a cell here, of the device or of the host."""
-        for room, rows in zip(self._rooms(layer, on_host=on_host), new, strict=True):
-            room.write(cells, rows)
+        for storage, rows in zip(self._storages(layer, on_host=on_host), new, strict=True):
+            storage.write(cells, rows)
 
     def end_prefill(self, layer: int) -> None:
         """Be told that from now on each sequence gets one position at a time in a layer."""
-        for room in self._layers[layer]:
-            room.end_prefill()
+        for storage in self._layers[layer]:
+            storage.end_prefill()
 
     def begin_read(self, layer: int, *, on_host: bool = False) -> int:
         """Begin what `read` will wait for; return the bytes of memory this takes."""
-        return sum(room.begin_read() for room in self._rooms(layer, on_host=on_host))
+        return sum(storage.begin_read() for storage in self._storages(layer, on_host=on_host))
 
     def begin_read_top(self, layer: int, *, on_host: bool = False) -> int:
         """Begin what `read_keys` and `values_at` will wait for, likewise."""
-        keys, _ = self._rooms(layer, on_host=on_host)
+        keys, _ = self._storages(layer, on_host=on_host)
         return keys.begin_read() + self._chosen_values(layer, on_host=on_host).begin_read()
 
     def forget_reads(self) -> None:
         """Give up the host's memory of what was begun to be read."""
-        for rooms in self._layers:
-            for room in rooms:
-                room.forget_read()
+        for storages in self._layers:
+            for storage in storages:
+                storage.forget_read()
 
     @contextmanager
     def read(self, layer: int, *, on_host: bool = False) -> Iterator[list[CachePart]]:
@@ -162,8 +164,8 @@ class CachePool:
         and means nothing. It is part of the answer because batched products are several times
         faster on tensors without gaps. The others have the last positions of each slot in use.
         """
-        keys, values = self._rooms(layer, on_host=on_host)
-        if isinstance(keys, DiskRoom) and isinstance(values, DiskRoom):
+        keys, values = self._storages(layer, on_host=on_host)
+        if isinstance(keys, DiskStorage) and isinstance(values, DiskStorage):
             with keys.read_parts() as key_parts, values.read_parts() as value_parts:
                 yield [
                     CachePart(*map(self._format.by_head, both))
@@ -176,7 +178,7 @@ class CachePool:
     @contextmanager
     def read_stored(self, layer: int, *, on_host: bool = False) -> Iterator[tuple[Rows, Rows]]:
         """Lend keys and values of a layer as they are stored; see `read`."""
-        keys, values = self._rooms(layer, on_host=on_host)
+        keys, values = self._storages(layer, on_host=on_host)
         with keys.read() as all_keys, values.read() as all_values:
             where = HOST if on_host else self._format.device
             yield move(all_keys, where), move(all_values, where)
@@ -184,7 +186,7 @@ class CachePool:
     @contextmanager
     def read_keys(self, layer: int, *, on_host: bool = False) -> Iterator[Tensor]:
         """Lend the keys at all positions of all slots [b, h, t, d]; t is the capacity."""
-        keys, _ = self._rooms(layer, on_host=on_host)
+        keys, _ = self._storages(layer, on_host=on_host)
         with keys.read() as rows:
             yield self._format.by_head(move(rows, HOST if on_host else self._format.device))
 
@@ -201,26 +203,26 @@ class CachePool:
             chosen = positions[..., None].to(by_head.device)
             return by_head.take_along_dim(chosen, dim=2).to(positions.device)
 
-    def _chosen_values(self, layer: int, *, on_host: bool) -> Room:
-        """Room that `values_at` reads."""
+    def _chosen_values(self, layer: int, *, on_host: bool) -> CacheStorage:
+        """What `values_at` reads."""
         _, values = self._layers[layer]
         return values if self._format.compressed and not on_host else values.stored
 
-    def _rooms(self, layer: int, *, on_host: bool) -> list[Room]:
-        """Rooms of keys and values: for the host those that hold them, without the link."""
-        rooms = self._layers[layer]
-        return [room.stored for room in rooms] if on_host else rooms
+    def _storages(self, layer: int, *, on_host: bool) -> list[CacheStorage]:
+        """Storage of keys, and of values: for the host what holds them, without the link."""
+        storages = self._layers[layer]
+        return [storage.stored for storage in storages] if on_host else storages
 
     @classmethod
     def gather(
         cls,
         pieces: Sequence[tuple[CachePool, Tensor]],
         lengths: Sequence[int],
-        size: RoomSize,
+        size: StorageSize,
     ) -> CachePool:
         """Return a pool of the given slots of others, one after another.
 
-        The others are not used any more: each layer's room is given back when it has been read,
+        The others are not used any more: each layer's storage is given back when it has been read,
         so that there is never more than one layer twice.
 
         Args:
@@ -228,20 +230,20 @@ class CachePool:
             lengths: of each pool, positions written at most.
             size: of the new pool.
         """
-        gathered = cls.__new__(cls)  # its rooms are made as those of the others are given back
+        gathered = cls.__new__(cls)  # its storage is made as that of the others is given back
         gathered._format = pieces[0][0]._format
         gathered.num_slots = sum(len(slots) for _, slots in pieces)
         gathered.capacity = size.capacity
         gathered._layers = []
         for layer in range(gathered._format.spec.num_layers):
-            gathered._layers.append(gathered._make_rooms(layer, size))
-            for which, room in enumerate(gathered._layers[layer]):
+            gathered._layers.append(gathered._make_storages(layer, size))
+            for which, storage in enumerate(gathered._layers[layer]):
                 start = 0
                 for (pool, slots), length in zip(pieces, lengths, strict=True):
                     with pool._layers[layer][which].stored.read() as source:
-                        room.copy(start, source, slots, length)
+                        storage.copy(start, source, slots, length)
                     start += len(slots)
-                room.end_prefill()
+                storage.end_prefill()
             for pool, _ in pieces:
                 pool._layers[layer] = []
         return gathered

@@ -18,8 +18,8 @@ from flexgen_helm.model.attention import (
     attend_some,
     merge_,
 )
+from flexgen_helm.model.cache_storage.base import StorageSize
 from flexgen_helm.model.kv_cache import CachePool, KeysValues
-from flexgen_helm.model.rooms import RoomSize
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.model.sparse_attention import TopPositions, attend_top, find_top
 from flexgen_helm.quant import kernels
@@ -321,10 +321,10 @@ def group(pools: Sequence_[Pool], size: int, *, at_once: bool) -> list[list[Pool
     return groups
 
 
-def _current_size(members: Sequence_[Decoding]) -> RoomSize:
+def _current_size(members: Sequence_[Decoding]) -> StorageSize:
     """Size of a pool until it is packed anew."""
     capacity = max(min(member.capacity, member.own_len + GROWTH) for member in members)
-    return RoomSize(
+    return StorageSize(
         num_prefilled=max(member.own_len for member in members),
         num_later=max(min(member.capacity, capacity) - member.own_len for member in members),
         capacity=capacity,

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from flexgen_helm import Compression
 from flexgen_helm.model.cache_format import CacheFormat, place_cache
+from flexgen_helm.model.cache_storage.base import StorageSize
 from flexgen_helm.model.kv_cache import CachePool, KeysByHead, KeysValues, SegmentCache
-from flexgen_helm.model.rooms import RoomSize
 from flexgen_helm.model.row_cells import RowCells
 from flexgen_helm.offload.spill import Spill
 from flexgen_helm.quant.quantize import dequantize, quantize
@@ -96,22 +96,22 @@ def test_joining_and_slicing_undo_each_other():
 
 @pytest.mark.parametrize("bits", [None, 4])
 def test_a_pool_reads_each_slot_by_head_and_finite_beyond(bits, spill):
-    pool = CachePool(cache_format(bits, spill), 2, RoomSize(3, 0, 4))
+    pool = CachePool(cache_format(bits, spill), 2, StorageSize(3, 0, 4))
     new = rows(5)
     pool.write(1, RowCells([0, 1, 2], [0, 0, 0], [0, 1, 2], CPU), new)
     pool.write(1, RowCells([3, 4], [1, 1], [0, 1], CPU), new)
     pool.end_prefill(1)
-    for room, written in zip(contents(pool, 1), new, strict=True):
-        assert room.shape == (2, 3, 4, 64)
+    for part, written in zip(contents(pool, 1), new, strict=True):
+        assert part.shape == (2, 3, 4, 64)
         expected = round_trip(written, bits).unflatten(1, (3, 64)).transpose(0, 1)
-        assert torch.equal(room[0, :, :3], expected[:, :3])
-        assert torch.equal(room[1, :, :2], expected[:, 3:])
-        assert torch.isfinite(room).all()
+        assert torch.equal(part[0, :, :3], expected[:, :3])
+        assert torch.equal(part[1, :, :2], expected[:, 3:])
+        assert torch.isfinite(part).all()
 
 
 @pytest.mark.parametrize("bits", [None, 4])
 def test_a_pool_takes_a_position_of_each_slot_at_a_time(bits, spill):
-    pool, plain = (CachePool(cache_format(bits, s), 3, RoomSize(3, 2, 6)) for s in (spill, None))
+    pool, plain = (CachePool(cache_format(bits, s), 3, StorageSize(3, 2, 6)) for s in (spill, None))
     steps = [
         RowCells(range(3), [0, 1, 2], [1, 0, 2], CPU),
         RowCells(range(3), [0, 1, 2], [2, 1, 3], CPU),
@@ -131,7 +131,7 @@ def test_a_pool_takes_a_position_of_each_slot_at_a_time(bits, spill):
 def test_the_parts_of_a_pool_make_up_the_whole(bits, layer, spill):
     num_later = 2 * RUN_LEN + 3
     pool, plain = (
-        CachePool(cache_format(bits, where), 3, RoomSize(3, num_later, 3 + num_later))
+        CachePool(cache_format(bits, where), 3, StorageSize(3, num_later, 3 + num_later))
         for where in (spill, None)
     )
     for each in (pool, plain):
@@ -165,8 +165,8 @@ def assert_parts(parts, whole, lengths, *, one):
 @pytest.mark.parametrize("bits", [None, 4])
 def test_gathering_moves_slots_as_they_are(bits, spill):
     stored = cache_format(bits, spill)
-    one = CachePool(stored, 2, RoomSize(3, 0, 3))
-    other = CachePool(stored, 1, RoomSize(2, 0, 2))
+    one = CachePool(stored, 2, StorageSize(3, 0, 3))
+    other = CachePool(stored, 1, StorageSize(2, 0, 2))
     for layer in range(2):
         one.write(layer, RowCells(range(2), [0, 1], [0, 2], CPU), rows(2, layer))
         other.write(layer, RowCells([0], [0], [1], CPU), rows(1, 9))
@@ -176,13 +176,13 @@ def test_gathering_moves_slots_as_they_are(bits, spill):
     gathered = CachePool.gather(
         [(other, torch.tensor([0])), (one, torch.tensor([1]))],
         lengths=[2, 3],
-        size=RoomSize(3, 2, 5),
+        size=StorageSize(3, 2, 5),
     )
     assert (gathered.num_slots, gathered.capacity) == (2, 5)
     for which in range(2):
-        room = contents(gathered, 1)[which]
-        assert torch.equal(room[0, :, :2], from_other[which][0])
-        assert torch.equal(room[1, :, :3], from_one[which][1])
+        part = contents(gathered, 1)[which]
+        assert torch.equal(part[0, :, :2], from_other[which][0])
+        assert torch.equal(part[1, :, :3], from_one[which][1])
 
 
 @pytest.mark.parametrize("num_layers", [12, 24, 48, 96])
