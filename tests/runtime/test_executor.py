@@ -80,8 +80,8 @@ def engine(directory):
 def check(engine, batch, policy):
     """Compare results with the plain executor's, each completion up to a tie if there is one."""
     results = {}
-    BlockExecutor(engine._model, policy).run(dict(enumerate(batch)), results.__setitem__)
-    plain = PlainExecutor(engine._model)
+    BlockExecutor(engine._open_model(), policy).run(dict(enumerate(batch)), results.__setitem__)
+    plain = PlainExecutor(engine._open_model())
     expected = plain.run(batch)
     assert sorted(results) == list(range(len(batch)))
     for index, reference in enumerate(expected):
@@ -155,7 +155,7 @@ def like(count, *, seed=0, beginning_len=80, **sampling):
 
 def run(engine, batch, policy):
     results = {}
-    BlockExecutor(engine._model, policy).run(dict(enumerate(batch)), results.__setitem__)
+    BlockExecutor(engine._open_model(), policy).run(dict(enumerate(batch)), results.__setitem__)
     return [results[index] for index in range(len(batch))]
 
 
@@ -167,7 +167,7 @@ def test_compressed_output_equals_the_plain_engine(directory, label):
     compression = Compression.parse(label)
     with Engine.from_pretrained(directory, dtype="float32", compression=compression) as engine:
         results = run(engine, batch, Policy(cache_bytes=60_000, micro_batch_tokens=100))
-        expected = PlainExecutor(engine._model).run(batch)
+        expected = PlainExecutor(engine._open_model()).run(batch)
     equal = [
         actual.completions[0].token_ids == other.completions[0].token_ids
         and actual.completions[0].logprobs == pytest.approx(other.completions[0].logprobs, abs=1e-4)
@@ -187,7 +187,7 @@ def test_sparse_output_equals_the_plain_engine(directory, label, min_segment, mo
         if compression.cache_bits is None:
             check(engine, batch, policy)
         results = run(engine, batch, policy)
-        expected = PlainExecutor(engine._model).run(batch)
+        expected = PlainExecutor(engine._open_model()).run(batch)
     equal = [
         actual.completions[0].token_ids == other.completions[0].token_ids
         for actual, other in zip(results, expected, strict=True)
@@ -241,7 +241,7 @@ def test_the_cache_never_has_more_tokens_than_it_may(engine, batch, policy, limi
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "MIN_KEPT", min_kept)
         patch.setattr(BlockExecutor, "_retire", note_held)
-        token_bytes = engine._model.cache_format.bytes_per_token
+        token_bytes = engine._open_model().cache_format.bytes_per_token
         run(engine, batch, dataclasses.replace(policy, cache_bytes=limit * token_bytes))
     assert max(held, default=0) <= limit
 
