@@ -25,7 +25,8 @@ from flexgen_helm.model.row_cells import RowCells, Stretch
 from flexgen_helm.runtime.head import Head
 from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
-from flexgen_helm.runtime.pools import Decoding, make_pools
+from flexgen_helm.runtime.pool import Decoding
+from flexgen_helm.runtime.pool_packing import make_pools
 from flexgen_helm.runtime.prefill import CarriedOn, PoolWrite, PrefillMicroBatch
 from flexgen_helm.runtime.row_numbers import RowNumbers
 from flexgen_helm.runtime.segments import KeptPrefix, Segment

@@ -13,7 +13,7 @@ from flexgen_helm.model.row_cells import row_index
 from flexgen_helm.model.sparse_attention import LargestScores, attend_shared_top
 from flexgen_helm.offload.link import Lane
 from flexgen_helm.runtime.loaded_model import Model
-from flexgen_helm.runtime.pools import Decoding, Pool, PoolInputs
+from flexgen_helm.runtime.pool import Decoding, Pool, PoolInputs
 from flexgen_helm.runtime.segments import Segment
 from flexgen_helm.runtime.shared_reads import SharedReads
 

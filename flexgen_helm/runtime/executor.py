@@ -25,7 +25,8 @@ from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.memory_watch import MemoryWatch, is_out_of_memory
 from flexgen_helm.runtime.model_pass import MicroBatch, ModelPass, num_rows
-from flexgen_helm.runtime.pools import Pool, group, repack
+from flexgen_helm.runtime.pool import Pool
+from flexgen_helm.runtime.pool_packing import group, repack
 from flexgen_helm.runtime.repeated_passes import RepeatedPasses
 from flexgen_helm.runtime.segments import KeptPrefix
 from flexgen_helm.runtime.sequence import max_new_tokens

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flexgen_helm import Compression, Engine, GenerationRequest, Policy, SamplingParams
 from flexgen_helm.batching import packing
-from flexgen_helm.runtime import pools
+from flexgen_helm.runtime import pool
 from flexgen_helm.runtime.executor import BlockExecutor
 from flexgen_helm.specs import chunks
 from tests.conftest import byte_tokenizer, save_random_checkpoint
@@ -136,7 +136,7 @@ def test_output_equals_the_plain_engine(
         patch.setattr(packing, "MAX_CARRIED", max_carried)
         patch.setattr(chunks, "MIN_KEPT", min_kept)
         patch.setattr(chunks, "MOST_KEPT_BYTES", most_kept * KEPT_TOKEN_BYTES)
-        patch.setattr(pools, "GROWTH", 3)
+        patch.setattr(pool, "GROWTH", 3)
         check(engine, batch, policy)
 
 

@@ -18,7 +18,7 @@ from flexgen_helm.planner import automatic, memory_terms
 from flexgen_helm.planner.memory import plan_memory
 from flexgen_helm.planner.plan import plan
 from flexgen_helm.planner.setup import Setup
-from flexgen_helm.runtime import pools
+from flexgen_helm.runtime import pool_packing
 from flexgen_helm.runtime.lengths import workload_of
 from flexgen_helm.specs.placement import Placement, Tier
 
@@ -148,7 +148,7 @@ def test_short_sequences_of_a_pool_may_go_on_when_long_ones_have_ended(
     checkpoint, place, tmp_path, monkeypatch
 ):
     """A pool of long prompts with few new tokens and of short prompts with many."""
-    monkeypatch.setattr(pools, "LEAST_FILLED", 0.5)
+    monkeypatch.setattr(pool_packing, "LEAST_FILLED", 0.5)
     batch = [
         GenerationRequest(
             prompt_token_ids=[2, *range(5, 60 - 2 * i)],

@@ -7,7 +7,8 @@ import torch
 from flexgen_helm.model.cache_format import CacheFormat
 from flexgen_helm.model.kv_cache import CachePool, KeysValues
 from flexgen_helm.model.row_cells import RowCells
-from flexgen_helm.runtime.pools import Decoding, Pool, group, make_pools, repack
+from flexgen_helm.runtime.pool import Decoding, Pool
+from flexgen_helm.runtime.pool_packing import group, make_pools, repack
 from flexgen_helm.specs.chunks import GROWTH
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec

@@ -1,4 +1,4 @@
-"""Pools of sequences in decode: their caches stand side by side, so that one product serves all."""
+"""A pool of sequences in decode, whose caches stand side by side: one product serves all."""
 
 from __future__ import annotations
 
@@ -28,10 +28,7 @@ from flexgen_helm.runtime.job import Job
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.segments import Segment
 from flexgen_helm.runtime.sequence import Sequence
-from flexgen_helm.specs.chunks import GROWTH, LEAST_FILLED, equal_share
-
-POOL_READS = 1.5
-"""What a pool costs per token beside its sequences, in times a sequence's cache is read."""
+from flexgen_helm.specs.chunks import GROWTH
 
 COPY_READS = 5
 """What it costs to copy a sequence's cache, in times it is read: the copy is written to memory that
@@ -95,7 +92,7 @@ class Pool:
     def __init__(self, members: Sequence_[Decoding], cache: CachePool, model: Model) -> None:
         self.cache = cache
         self.members = list(members)
-        self.most_positions = _most_positions(model)
+        self.most_positions = most_positions_of(model)
         self._slots = list(range(len(self.members)))
         self._model = model
         self._has_kernel = model.cache_format.has_kernel and not model.attention_on_host
@@ -261,66 +258,6 @@ class Pool:
         return slots if len(self._slots) == self.cache.num_slots else slots[self._inputs.used]
 
 
-def make_pools(members: Iterable[Decoding], size: int, model: Model) -> list[Pool]:
-    """Divide sequences into pools of at most `size`, of similar capacity each.
-
-    Where there is a limit to what may be read at once, they are of similar size, too: what is ahead
-    of its turn takes the memory of the largest.
-    """
-    pools: list[list[Decoding]] = []
-    ordered = sorted(members, key=lambda member: (-member.capacity, member.order))
-    most = _most_positions(model)
-    share = equal_share(sum(member.capacity for member in ordered), most)
-    for member in ordered:
-        longest, count = (pools[-1][0].capacity, len(pools[-1]) + 1) if pools else (0, 1)
-        fit = count <= size and count * longest <= most and (count - 1) * longest < share
-        if not pools or not fit or member.capacity < LEAST_FILLED * longest:
-            pools.append([])
-        pools[-1].append(member)
-    return [Pool.make(pool, model) for pool in pools]
-
-
-def repack(pools: Iterable[Pool], size: int) -> list[Pool]:
-    """Drop empty pools, pack outgrown ones anew, and join those that are soon better together."""
-    pools = [*pools]
-    for pool in pools:
-        if not pool.members:
-            pool.cache.forget_reads()  # begun for a next token
-    left = sorted((pool for pool in pools if pool.members), key=lambda pool: -pool.capacity)
-
-    def merge(*merged: Pool) -> Pool:
-        for pool in left:  # or it would be in memory beside what is packed
-            pool.cache.forget_reads()
-        return Pool.merge(merged)
-
-    repacked: list[Pool] = []
-    for pool in left:
-        other = repacked[-1] if repacked else None
-        if other is not None and _joins(other, pool, size):
-            repacked[-1] = merge(other, pool)
-        elif pool.outgrown:
-            repacked.append(merge(pool))
-        else:
-            repacked.append(pool)
-    return repacked
-
-
-def group(pools: Sequence_[Pool], size: int, *, at_once: bool) -> list[list[Pool]]:
-    """Divide pools into micro-batches of at most `size` sequences, one pool at least.
-
-    Args:
-        pools: in any order.
-        size: sequences.
-        at_once: whether all keys, or values, of a micro-batch in a layer are read at once.
-    """
-    groups: list[list[Pool]] = []
-    for pool in pools:
-        if not groups or not _fit([*groups[-1], pool], size, at_once=at_once):
-            groups.append([])
-        groups[-1].append(pool)
-    return groups
-
-
 def _current_size(members: Sequence_[Decoding]) -> StorageSize:
     """Size of a pool until it is packed anew."""
     capacity = max(min(member.capacity, member.own_len + GROWTH) for member in members)
@@ -331,28 +268,13 @@ def _current_size(members: Sequence_[Decoding]) -> StorageSize:
     )
 
 
-def _most_positions(model: Model) -> float:
+def most_positions_of(model: Model) -> float:
     """Positions of a pool whose keys, or values, may be read at once; those of one always may."""
     cache_format = model.cache_format
     moves = cache_format.spills if model.attention_on_host else cache_format.moves
     if not moves:
         return math.inf
     return model.spilled_at_once / cache_format.bytes_per_position
-
-
-def _fit(pools: Sequence_[Pool], size: int, *, at_once: bool = True) -> bool:
-    """Whether pools may pass through a layer together."""
-    if sum(len(pool.members) for pool in pools) > size:
-        return False
-    positions = sum(len(pool.members) * pool.capacity for pool in pools)
-    return not at_once or positions <= pools[0].most_positions
-
-
-def _joins(one: Pool, other: Pool, size: int) -> bool:
-    """Whether two pools, the longer first, are joined: if that saves more than it costs."""
-    saved_reads = POOL_READS * min(one.remaining_len, other.remaining_len)
-    pays = saved_reads > one.copy_reads + other.copy_reads
-    return _fit([one, other], size) and pays and other.capacity >= LEAST_FILLED * one.capacity
 
 
 def _by_head(queries: Tensor, new: KeysValues) -> list[Tensor]:
