@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from flexgen_helm.planner.linear import Linear, placed_on
@@ -12,6 +13,9 @@ from flexgen_helm.specs.hardware import Hardware, Surface
 from flexgen_helm.specs.placement import Tier
 
 OFF_DEVICE = (Tier.HOST, Tier.DISK)
+
+MOST_PACKED_ROWS = 1024
+"""Of a pass: with more it is not asked whether weights should stay as they are stored."""
 
 
 @dataclass(frozen=True)
@@ -25,27 +29,45 @@ class Rates:
         """With all weights, of some tokens, in products of so many rows."""
         return Linear(self._products_s(tokens, rows, self.hardware.product_flop_per_s))
 
-    def with_weights(
-        self, tokens: float, rows: float, *, times: int, at_once: float
-    ) -> dict[str, Linear]:
-        """Products, and what is dequantized for them.
+    def with_weights(self, tokens: float, rows: float, *, times: float) -> dict[str, Linear]:
+        """Products, and what is dequantized for them where that takes less than it saves.
 
         Args:
             tokens: in all.
             rows: of a product.
             times: weights are dequantized, if they are.
-            at_once: rows for which they would be: those of a pass.
         """
-        compression, packed = self.setup.compression, self.hardware.packed_flop_per_s
         products, dequantized = self.products(tokens, rows), self.dequantized(times)
-        reads = processors_read(compression.weight_bits, compression.group_size)
-        if packed is not None and reads and at_once <= packed.most_rows:
+        packed_s = self._packed_s(tokens, rows)
+        if packed_s is not None and packed_s <= products.constant + dequantized.constant:
             on_disk = placed_on("weights", Tier.DISK)
             in_memory = placed_on("weights", Tier.DEVICE, Tier.HOST)
-            packed_s = self._products_s(tokens, rows, packed)
             products = on_disk * products.constant + in_memory * packed_s
             dequantized = on_disk * dequantized.constant
         return {"products": products, "dequantized weights": dequantized}
+
+    def few_rows(self, micro_batch_size: int) -> int | None:
+        """Rows of a pass up to which weights that are in memory should stay as they are stored.
+
+        `None` where that was not measured.
+        """
+        if self._packed_s(1, 1) is None:
+            return None
+
+        def dequantizes(rows: int) -> bool:
+            found = self.with_weights(rows, min(rows, micro_batch_size), times=1)
+            return found["dequantized weights"].constant > 0
+
+        return bisect_left(range(1, MOST_PACKED_ROWS + 1), True, key=dequantizes)
+
+    def _packed_s(self, tokens: float, rows: float) -> float | None:
+        """Products with weights as they are stored; `None` where there are none, or unknown."""
+        compression, packed = self.setup.compression, self.hardware.packed_flop_per_s
+        reads = processors_read(compression.weight_bits, compression.group_size)
+        # A profile of another dtype may stand in for one that was not measured.
+        if packed is None or not reads or self.hardware.dtype != "bfloat16":
+            return None
+        return self._products_s(tokens, rows, packed)
 
     def _products_s(self, tokens: float, rows: float, rate: Surface) -> float:
         spec = self.setup.spec
@@ -74,7 +96,7 @@ class Rates:
         """What is done to hidden states beside products."""
         return Linear(self.setup.hidden_bytes(tokens) / self.hardware.hidden_bytes_per_s)
 
-    def dequantized(self, times: int) -> Linear:
+    def dequantized(self, times: float) -> Linear:
         """All weights, so many times."""
         if self.setup.compression.weight_bits is None:
             return Linear()

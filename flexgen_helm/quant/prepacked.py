@@ -23,7 +23,8 @@ from flexgen_helm.specs.chunks import DEQUANTIZED_AT_ONCE
 from flexgen_helm.specs.compression import KERNEL_BITS, processors_read
 
 MOST_ROWS, MOST_ROWS_BESIDE_MATRIX_UNITS = 64, 32
-"""Rows of a pass up to which weights are not dequantized. Each row takes the product longer than
+"""Rows of a pass up to which weights are not dequantized, where it was not measured how many that
+should be (`planner.rates`). Each row takes the product longer than
 one with dequantized weights: with one row it is ten times as fast as both, with 64 one and a half
 times, with 128 a sixth faster, on a processor of which that was measured. On those that multiply
 16-bit numbers faster, above all with matrix units, it ends earlier, by estimate."""
@@ -84,7 +85,10 @@ def can_prepack(weight: QuantizedTensor, dtype: torch.dtype) -> bool:
 
 
 def few_rows(bits: int | None, group_size: int, dtype: torch.dtype) -> int:
-    """Rows up to which this processor should multiply with codes as they are; 0 if it cannot."""
+    """Rows up to which a processor should multiply with codes as they are; 0 if this one cannot.
+
+    An estimate for those that were not calibrated.
+    """
     if not reads(bits, group_size, dtype):
         return 0
     has_units = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()

@@ -15,6 +15,7 @@ from flexgen_helm.notices import FlexGenWarning
 from flexgen_helm.planner.automatic import automatic_policy
 from flexgen_helm.planner.memory import MemoryPlan, nearest_policy, plan_memory
 from flexgen_helm.planner.plan import Plan, predict
+from flexgen_helm.planner.rates import Rates
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.runtime.lengths import DEFAULT_WORKLOAD, group_of
 from flexgen_helm.runtime.statistics import memory_bytes, usable_bytes
@@ -39,6 +40,10 @@ class Arrangement:
     memory: MemoryPlan
     plan: Plan | None = None
     """With its prediction; `None` for a policy that was given, or where nothing is offloaded."""
+
+    few_rows: int | None = None
+    """Rows of a pass up to which weights in memory should stay as they are stored; `None` where
+    that was not measured."""
 
 
 class Expected(NamedTuple):
@@ -85,7 +90,11 @@ class Arranger:
             BudgetError: it does not fit the budget.
         """
         memory = plan_memory(self._setup, policy, self._budget, workload)
-        return Arrangement(policy=policy, memory=memory)
+        hardware = self._measured_here()
+        few_rows = None
+        if hardware is not None:
+            few_rows = Rates(self._setup, hardware).few_rows(policy.micro_batch_size)
+        return Arrangement(policy=policy, memory=memory, few_rows=few_rows)
 
     def plan(self, workload: Workload) -> Arrangement:
         """Return one that is planned for a workload.
@@ -111,9 +120,8 @@ class Arranger:
         if cached is not None:
             taken = arrangement.memory.bytes_on(self._memory, cached_tokens=cached)
             planned = self._before_bytes + round(taken)
-        hardware = self._given or _measured()
-        computes_so = self._setup.unified, self._dtype
-        if hardware is None or (hardware.unified, hardware.dtype) != computes_so:
+        hardware = self._measured_here()
+        if hardware is None:
             return lambda _: Expected(planned_memory_bytes=planned)
         found = predict(
             self._setup.spec,
@@ -136,6 +144,14 @@ class Arranger:
     def _memory(self) -> tuple[Tier, ...]:
         """What `peak_memory_bytes` is about."""
         return (Tier.DEVICE, Tier.HOST) if self._setup.unified else (Tier.DEVICE,)
+
+    def _measured_here(self) -> Hardware | None:
+        """Rates that were given or measured, if they are those of what computes, and its dtype."""
+        hardware = self._given or _measured()
+        computes_so = self._setup.unified, self._dtype
+        if hardware is None or (hardware.unified, hardware.dtype) != computes_so:
+            return None
+        return hardware
 
     def _hardware(self) -> Hardware:
         """Rates as measured, and the memory there is now."""

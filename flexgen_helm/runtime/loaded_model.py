@@ -14,7 +14,6 @@ from flexgen_helm.offload.link import Link
 from flexgen_helm.offload.spill import Spill
 from flexgen_helm.offload.waiting import Waited, Waiting
 from flexgen_helm.offload.weights import WeightSource
-from flexgen_helm.quant import kernels, prepacked
 from flexgen_helm.runtime.cuda_graphs import Capture
 from flexgen_helm.runtime.detokenizer import Tokenizer
 from flexgen_helm.specs.chunks import MOST_SPILLED_AT_ONCE
@@ -34,6 +33,10 @@ class Model:
     device: torch.device
     cache_tiers: Sequence[KeysValuesTiers] = ()
     """Where its keys and values are, by layer; all on the device if empty."""
+
+    few_rows: int = 0
+    """Rows of a pass up to which weights are multiplied with as they are stored, where they can
+    be."""
 
     attention_on_host: bool = False
     """Whether sequences in decode attend to their own keys and values in the host's memory."""
@@ -77,14 +80,6 @@ class Model:
     def to_device_bytes(self) -> int:
         """What has been copied to the device so far."""
         return 0 if self.link is None else self.link.to_device_bytes
-
-    @cached_property
-    def few_rows(self) -> int:
-        """Rows up to which weights are multiplied with as they are stored, where they can be."""
-        bits, group_size = self.compression.weight_bits, self.compression.group_size
-        if kernels.run_on(self.device):
-            return kernels.FEW_ROWS
-        return prepacked.few_rows(bits, group_size, self.dtype)
 
     @property
     def attends_apart(self) -> bool:

@@ -16,6 +16,7 @@ from flexgen_helm.offload.link import Link, link_to
 from flexgen_helm.offload.spill import Spill
 from flexgen_helm.offload.waiting import Waiting
 from flexgen_helm.planner.setup import Setup
+from flexgen_helm.quant import kernels, prepacked
 from flexgen_helm.runtime.allocator import loading_weights
 from flexgen_helm.runtime.arrangement import Arrangement
 from flexgen_helm.runtime.cuda_graphs import capture_on
@@ -71,6 +72,7 @@ class Loader:
             compression=self.setup.compression,
             dtype=DTYPES[self.dtype],
             device=self.device,
+            few_rows=self._few_rows(arrangement),
             cache_tiers=[] if on_device else place_cache(spec.num_layers, policy.cache),
             attention_on_host=policy.attention == "host",
             spill=self._spill(arrangement, at_once, link, waiting) if policy.spills else None,
@@ -79,6 +81,15 @@ class Loader:
             capture=capture_on(self.device) if self.setup.captures_decode(policy) else None,
             waiting=waiting,
         )
+
+    def _few_rows(self, arrangement: Arrangement) -> int:
+        if kernels.run_on(self.device):
+            return kernels.FEW_ROWS
+        compression, dtype = self.setup.compression, DTYPES[self.dtype]
+        by_default = prepacked.few_rows(compression.weight_bits, compression.group_size, dtype)
+        if by_default == 0 or arrangement.few_rows is None:
+            return by_default
+        return arrangement.few_rows
 
     def _spill(
         self, arrangement: Arrangement, at_once: int, link: Link | None, waiting: Waiting

@@ -60,11 +60,6 @@ class Surface:
         Curve(tuple((size, curve.points[0][1]) for size, curve in self.curves))
 
     @property
-    def most_rows(self) -> float:
-        """The most rows that a rate is known of."""
-        return max(rows for _, curve in self.curves for rows, _ in curve.points)
-
-    @property
     def most(self) -> float:
         """The highest rate."""
         return max(rate for _, curve in self.curves for _, rate in curve.points)
@@ -171,8 +166,8 @@ class Hardware:
     as CUDA graphs; `None` where they are not."""
 
     packed_flop_per_s: Surface | None = None
-    """Of a product with 4-bit weights as they are stored, up to as many rows of a pass as there are
-    rates for: for more they are dequantized. `None` where they always are."""
+    """Of a product with 4-bit weights as they are stored, as they stay where that is faster than to
+    dequantize them for a pass. `None` where they are always dequantized."""
 
     link_step_s: float = 0.0
     """What sequences that are attended to together cost more in a layer in decode where their keys

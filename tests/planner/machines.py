@@ -55,6 +55,11 @@ CPU = replace(
 )
 
 
+def flat(rate):
+    """One rate, however large a matrix is and however many rows it is multiplied with."""
+    return Surface(((1.0, Curve(((1.0, rate),))),))
+
+
 def setup_of(hardware, label="none", spec=SMALL):
     return Setup(
         spec=spec,

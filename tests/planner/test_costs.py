@@ -211,16 +211,17 @@ def test_quantization():
 
 
 def test_few_rows_are_multiplied_with_codes_that_are_in_memory():
-    packed = replace(CPU, packed_flop_per_s=Surface(((1.0, Curve(((1.0, 1e9), (50.0, 5e10)))),)))
+    """As far as they take no longer than the others, and what is dequantized for those."""
+    packed = replace(CPU, packed_flop_per_s=Surface(((1.0, Curve(((1.0, 1e10), (50.0, 5e11)))),)))
     known = {"name": "decode", "resource": Resource.COMPUTE, "shape": AT_ONCE, "label": "w4"}
     dequantizing, found = (terms(**known, hardware=hardware) for hardware in (CPU, packed))
-    for name, in_memory in (("products", 2 * DECODE_TOKENS * PARAMETERS / 2.5e10),
+    for name, in_memory in (("products", 2 * DECODE_TOKENS * PARAMETERS / 2.5e11),
                             ("dequantized weights", 0)):  # fmt: skip
         assert slope(found[name], "weights", Tier.DEVICE) == pytest.approx(in_memory)
         assert slope(found[name], "weights", Tier.HOST) == pytest.approx(in_memory)
         assert slope(found[name], "weights", Tier.DISK) == constant(dequantizing[name])
-    few = replace(packed, packed_flop_per_s=Surface(((1.0, Curve(((1.0, 1e9), (49.0, 5e10)))),)))
-    for changes in ({"hardware": few}, {"hardware": packed, "label": "w8"}):
+    slow = replace(packed, packed_flop_per_s=Surface(((1.0, Curve(((1.0, 1e8), (50.0, 5e9)))),)))
+    for changes in ({"hardware": slow}, {"hardware": packed, "label": "w8"}):
         assert constant(terms(**known | changes)["dequantized weights"])
 
 

@@ -1,15 +1,27 @@
 """4-bit weights that a processor multiplies few rows with as they are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from flexgen_helm import Compression, Engine, GenerationRequest, SamplingParams
+from flexgen_helm.model.checkpoint import read_spec
 from flexgen_helm.offload import weights
+from flexgen_helm.planner.rates import Rates
 from flexgen_helm.quant import prepacked
+from flexgen_helm.specs.hardware import Curve
 from flexgen_helm.specs.placement import Placement
 from flexgen_helm.specs.policy import Policy
 from tests.conftest import byte_tokenizer, save_random_checkpoint
+from tests.planner.machines import CPU, flat, setup_of
 
+MEASURED = replace(
+    CPU,
+    product_flop_per_s=flat(4e9),
+    packed_flop_per_s=flat(2e9),
+    dequantized_weights_per_s=Curve(((1.0, 1.99e7),)),
+)
 pytestmark = pytest.mark.skipif(
     not prepacked.reads(4, 64, torch.bfloat16),
     reason="this processor reads 4-bit codes in another order",
@@ -67,6 +79,29 @@ def test_rows_of_a_pass_decide(checkpoint, calls, rows, few):
     generate(checkpoint, [request(rows)])
     products = NUM_LAYERS * MATRICES
     assert calls == {"multiplied": products * few, "dequantized": products * (not few)}
+
+
+def test_a_calibration_decides_how_many_are_few(checkpoint, calls):
+    """As many rows as `planner.rates` says; here twice as fast without codes, once they are not."""
+    few = Rates(setup_of(MEASURED, "w4", read_spec(checkpoint)), MEASURED).few_rows(1024)
+    assert prepacked.MOST_ROWS < few < 200
+    for rows, multiplied in ((few, True), (few + 1, False)):
+        calls.update(multiplied=0, dequantized=0)
+        generate(checkpoint, [request(rows)], hardware=MEASURED)
+        products = NUM_LAYERS * MATRICES
+        assert calls == {
+            "multiplied": products * multiplied,
+            "dequantized": products * (not multiplied),
+        }
+
+
+def test_that_of_another_dtype_or_processor_decides_nothing(checkpoint, calls):
+    """Not even where it says that codes are always to be multiplied with."""
+    always = replace(MEASURED, packed_flop_per_s=flat(1e15))
+    generate(checkpoint, [request(200)], hardware=replace(always, dtype="float32"))
+    assert calls["multiplied"] == 0
+    generate(checkpoint, [request(200)], hardware=always, dtype="float32")
+    assert calls["multiplied"] == 0
 
 
 def test_what_is_on_disk_is_dequantized(checkpoint, calls, tmp_path):

@@ -33,6 +33,7 @@ from flexgen_helm.specs.hardware import Curve, Surface
 from flexgen_helm.specs.model import ModelSpec
 
 ROWS = (1, 4, 16, 64, 256, 2048)
+PACKED_ROWS = (1, 4, 16, 64, 256)
 MATRICES = ((768, 3072), (2048, 8192), (4096, 16384))
 """Inputs and outputs, of an MLP's width in OPT-125M, 1.3B and 6.7B."""
 
@@ -60,11 +61,9 @@ class Computing:
 
     def packed_products(self) -> Surface | None:
         """The same with 4-bit weights as they are stored; `None` where nothing multiplies so."""
-        most = prepacked.few_rows(BITS, GROUP_SIZE, self.dtype) if self.unified else 0
-        if not most:
+        if not (self.unified and prepacked.reads(BITS, GROUP_SIZE, self.dtype)):
             return None
-        few = [rows for rows in ROWS if rows < most]
-        return self._products([*few, most], self._in_turn_packed)
+        return self._products(PACKED_ROWS, self._in_turn_packed)
 
     def _products(
         self,
