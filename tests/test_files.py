@@ -1,6 +1,9 @@
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,25 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(RuntimeError, match="no more"):
         write_atomically(path, fail)
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_threads_may_write_one_file_at_a_time(tmp_path):
+    path = tmp_path / "file.txt"
+    both = threading.Barrier(2)
+
+    def write(temporary, text):
+        with temporary.open("w") as stream:
+            both.wait(60)
+            stream.write(text)
+
+    with ThreadPoolExecutor(2) as threads:
+        texts = ["short", 100 * "long "]
+        for written in [
+            threads.submit(write_atomically, path, partial(write, text=text)) for text in texts
+        ]:
+            written.result()
+    assert path.read_text() in texts
     assert list(tmp_path.iterdir()) == [path]
 
 
