@@ -25,7 +25,12 @@ PUBLIC = [
     "scenario_metrics",
     "write_tables",
 ]
-LIGHT = ["flexgen_helm", "flexgen_helm.specs.request", "flexgen_helm.batching.blocks"]
+LIGHT = [
+    "flexgen_helm",
+    "flexgen_helm.specs.request",
+    "flexgen_helm.batching.blocks",
+    "flexgen_helm.cli.main",
+]
 LIGHT_WITH_PANDAS = ["flexgen_helm.tables.compare", "flexgen_helm.tables.write"]
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 Sources = Mapping[str, Any]
 """What one row is read from: nested dicts, by the first key of a source."""
@@ -193,6 +194,8 @@ def resolve(source: str, sources: Sources) -> Any:
 
 def frame_of(columns: Sequence[Column], rows: Iterable[Sources]) -> pd.DataFrame:
     """Frame with these columns and dtypes, also when there is no row."""
+    import pandas as pd  # here, as every command of the command line knows its columns
+
     cells: dict[str, list[Any]] = {column.name: [] for column in columns}
     for sources in rows:
         for column in columns:

@@ -6,12 +6,12 @@ import re
 from itertools import accumulate, takewhile, zip_longest
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from flexgen_helm.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    import pandas as pd
 
     from flexgen_helm.tables.columns import Column
 
@@ -106,7 +106,8 @@ def format_number(value: float) -> str:
 
 def cells(table: pd.DataFrame, columns: Sequence[Column]) -> list[list[str]]:
     """Return header and rows as texts."""
-    by_column = [[_cell(value, column) for value in table[column.name]] for column in columns]
+    shown = table.astype(object).where(table.notna(), None)
+    by_column = [[_cell(value, column) for value in shown[column.name]] for column in columns]
     header = [_header(column) for column in columns]
     return [header, *(list(row) for row in zip(*by_column, strict=True))]
 
@@ -119,7 +120,7 @@ def _header(column: Column) -> str:
 
 
 def _cell(value: Any, column: Column) -> str:
-    if pd.isna(value):
+    if value is None:
         return MISSING
     if not is_number(column):
         return str(value)
