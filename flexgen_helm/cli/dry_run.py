@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from flexgen_helm.cli.helm_process import helm_arguments, log_of, torn_files
 from flexgen_helm.cli.run import helm_command
 from flexgen_helm.cli.terminal import terminal_width
+from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.specs.deployment import DeploymentSpec
 from flexgen_helm.tables.run_directories import is_complete
 
@@ -69,6 +70,7 @@ def run_specs(arguments: Sequence[str]) -> list[RunSpec]:
 
     Raises:
         DeploymentError: one of the models is none.
+        InvalidSettingError: HELM does not understand an entry.
     """
     from helm.benchmark.config_registry import register_configs_from_directory
     from helm.benchmark.model_deployment_registry import get_model_deployment
@@ -86,10 +88,18 @@ def run_specs(arguments: Sequence[str]) -> list[RunSpec]:
     entries = [RunEntry(description=entry, priority=1) for entry in args.run_entries]
     if args.conf_paths:
         entries += read_run_entries(args.conf_paths).entries
-    specs: list[RunSpec] = run_entries_to_run_specs(
-        entries,
-        max_eval_instances=args.max_eval_instances,
-        num_train_trials=args.num_train_trials,
-        models_to_run=args.models_to_run,
-    )
+    specs: list[RunSpec] = []
+    for entry in entries:
+        try:
+            specs += run_entries_to_run_specs(
+                [entry],
+                max_eval_instances=args.max_eval_instances,
+                num_train_trials=args.num_train_trials,
+                models_to_run=args.models_to_run,
+            )
+        except Exception as error:  # HELM passes what an entry says on to Python functions
+            raise InvalidSettingError(
+                f"HELM makes no run of the entry {entry.description!r} ({error}): correct it, or"
+                " leave it out"
+            ) from error
     return specs

@@ -50,7 +50,13 @@ def add_sweep_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
         default=1000,
         help="of each entry",
     )
-    add("-t", "--num-train-trials", type=int, metavar="N", help="instead of each entry's own")
+    add(
+        "-t",
+        "--num-train-trials",
+        type=at_least(1),
+        metavar="N",
+        help="instead of each entry's own",
+    )
     add("--reference", metavar="LABEL", help="setting others are compared with (the first one)")
     add("--dtype", choices=DTYPE_SUFFIXES, default="auto", help="compute dtype of all settings")
     add_helm_options(parser)

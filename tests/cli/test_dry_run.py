@@ -45,6 +45,20 @@ def test_a_sweep_says_what_it_would_do_and_does_nothing(tmp_path, capsys):
     assert f"tables      {tmp_path / 'tables' / 'offline'}\n" in said
 
 
+@pytest.mark.parametrize(
+    "entry",
+    ["nonsense:x=1", "dyck_language:num_parenthesis_pairs=two", "dyck_language", "mmlu:level=3"],
+)
+def test_entries_that_helm_does_not_know_are_one_line(tmp_path, capsys, entry):
+    conf = tmp_path / "a.conf"
+    conf.write_text(f'entries: [{{description: "{entry}", priority: 1}}]')
+    command = ["sweep", "--model", "opt-embedded", "--settings", "none", "-c", str(conf)]
+    assert main([*command, "-o", str(tmp_path), "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert f"HELM makes no run of the entry '{entry}' (" in error
+    assert error.endswith("): correct it, or leave it out\n")
+
+
 def test_a_reproduction_says_what_it_would_take(tmp_path, capsys):
     command = ["reproduce", "paper-7-offline", "--model", "facebook/opt-1.3b", "--hardware", "t4"]
     command += ["--dummy", "-m", "5", "-o", str(tmp_path), "--dry-run"]

@@ -136,6 +136,15 @@ def test_trials_are_the_entries_own_unless_named(ran, tmp_path):
     assert ["--num-train-trials" in arguments for arguments in ran] == [False, True]
 
 
+@pytest.mark.parametrize("trials", ["0", "-1"])
+def test_there_is_no_sweep_without_trials(ran, tmp_path, capsys, trials):
+    command = ["sweep", "--model", "opt-embedded", "-c", OFFLINE, "-o", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main([*command, "-t", trials])
+    assert f"--num-train-trials: {trials} is not a number from 1 on" in capsys.readouterr().err
+    assert not ran
+
+
 def test_an_output_path_that_is_a_file(tmp_path, capsys):
     (tmp_path / "file").touch()
     command = ["sweep", "--model", "opt-embedded", "-c", OFFLINE, "-o", str(tmp_path / "file")]
