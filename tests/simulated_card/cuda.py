@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from flexgen_helm.offload import pinned, spill
+from flexgen_helm.offload import buffers, pinned, spill
 from flexgen_helm.offload.disk import DirectFile
 from flexgen_helm.quant import kernels
 from tests.simulated_card.card import on
@@ -237,7 +237,7 @@ def _follow_threads(card, patch):
     patch.setattr(ThreadPoolExecutor, "submit", submit_after)
     patch.setattr(Future, "result", result_after)
     # These hand memory from one thread to another under a lock.
-    for module in (spill, pinned):
+    for module in (buffers, spill, pinned):
         locks = SimpleNamespace(
             Lock=lambda: _Lock(card, threading.Lock()),
             RLock=lambda: _Lock(card, threading.RLock()),
