@@ -76,6 +76,24 @@ def test_arguments_are_checked(option, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--device", "abacus"], "device='abacus' is not here: use 'auto', "),
+        (["--compressions", "w4", "w5"], "weight_bits=5 is not supported"),
+    ],
+)
+def test_settings_of_a_gpu_benchmark_are_checked_before_it_begins(option, message, capsys):
+    assert main(["bench", "gpu", "--device", "cpu", "--peers", "--hardware", "t4", *option]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_gpu_benchmark_has_a_part_of_the_requests(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "gpu", "--helm-share", "-1"])
+    assert "'-1' is not a part such as 0.5, above 0 and up to 1" in capsys.readouterr().err
+
+
 def test_the_default_is_the_full_comparison():
     args = build_parser().parse_args(["bench", "helm"])
     assert (args.shape, args.max_eval_instances, args.num_train_trials) == ("opt-125m", 100, 3)

@@ -12,6 +12,7 @@ from flexgen_helm.cli.bench.options import (
     WORK_DIR,
     Benchmarks,
     add_parser,
+    part,
     print_report,
     say,
     size,
@@ -19,6 +20,7 @@ from flexgen_helm.cli.bench.options import (
 )
 from flexgen_helm.cli.plan import hardware_named
 from flexgen_helm.errors import BenchmarkError
+from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.opt_sizes import SIZES
 
 
@@ -42,7 +44,7 @@ def add_gpu_parser(benchmarks: Benchmarks) -> None:
     add("--requests", type=at_least(1), default=128, metavar="N", help="of ours, in each trial")
     add("--helm-model", choices=SIZES, default="30b", metavar="SIZE", help="of the sub-scenarios")
     add("--hardware", metavar="FILE", help="profile of this machine, if not measured first")
-    add("--helm-share", type=float, default=0.02, metavar="PART", help="of the paper's requests")
+    add("--helm-share", type=part, default=0.02, metavar="PART", help="of the paper's requests")
     add("--device-memory", type=size, default="16GB", metavar="SIZE", help="cap of the GPU")
     add("--minutes", type=float, default=9.0, metavar="N", help="time in all")
     add("--device", default="cuda", help="cuda, or cpu to try the benchmark out")
@@ -56,13 +58,15 @@ def run_bench_gpu(args: argparse.Namespace) -> int:
 
     from flexgen_helm.bench import gpu
     from flexgen_helm.bench.conditions import machine_conditions, version
+    from flexgen_helm.model.dtypes import resolve_device
     from flexgen_helm.specs.catalog import EMBEDDED_CHECKPOINT
 
-    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise BenchmarkError(
             f"PyTorch {torch.__version__} finds no GPU here: run this on a machine with one, or try"
             " it out with --device cpu --peers accelerate --models 125m --helm-model 125m"
         )
+    device = resolve_device(args.device)
     for peer in args.peers:
         if version(peer) is None:
             raise BenchmarkError(
@@ -72,7 +76,7 @@ def run_bench_gpu(args: argparse.Namespace) -> int:
         stages=args.stages,
         models=args.models,
         peers=args.peers,
-        compressions=args.compressions,
+        compressions=[Compression.parse(label).label for label in args.compressions],
         workload=args.workload,
         batch=args.requests,
         helm_model=args.helm_model,
@@ -82,7 +86,7 @@ def run_bench_gpu(args: argparse.Namespace) -> int:
     session = gpu.Session(
         EMBEDDED_CHECKPOINT,
         args.work_dir.absolute() / "gpu",
-        device=args.device,
+        device=device,
         limit_s=60 * args.minutes,
         announce=say,
     )

@@ -93,3 +93,14 @@ def size(text: str) -> int:
         return parse_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: {error}") from error
+
+
+def part(text: str) -> float:
+    """Read a part of a whole, up to all of it."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 0.5, above 0 and up to 1")
+    return value

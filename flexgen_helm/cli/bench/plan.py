@@ -15,6 +15,7 @@ from flexgen_helm.cli.bench.options import (
     WORK_DIR,
     Benchmarks,
     add_parser,
+    part,
     print_report,
     say,
 )
@@ -38,7 +39,7 @@ def add_plan_parser(benchmarks: Benchmarks) -> None:
     add("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="NAME")
     add("--hardware", metavar="FILE", help="profile of this machine, if not measured all along")
     add("--rounds", type=at_least(1), default=1, metavar="N", help="times everything is timed")
-    add("--part", type=_part, default=1.0, metavar="P", help="of the requests, up to 1")
+    add("--part", type=part, default=1.0, metavar="P", help="of the requests, up to 1")
     add("--data", type=Path, default=DATA, metavar="DIR", help="where OPT's tokenizer is")
     add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="stores and logs")
     parser.set_defaults(run=run_bench_plan)
@@ -73,14 +74,3 @@ def run_bench_plan(args: argparse.Namespace) -> int:
     )
     print_report(report, as_json=args.json)
     return 0
-
-
-def _part(text: str) -> float:
-    """Read a part of a whole, up to all of it."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 0.5, above 0 and up to 1")
-    return value
