@@ -60,8 +60,12 @@ class EngineServer:
     def _serve(self) -> None:
         with suppress(EOFError, OSError):
             while True:
-                name, arguments = self._connection.recv()
-                self._connection.send(self._answer(name, arguments))
+                try:
+                    self._connection.send(self._answer(*self._connection.recv()))
+                except (EOFError, OSError):
+                    raise
+                except Exception as error:  # what one process has, the other cannot make
+                    self._connection.send(_failure(error))
         self._work.put(None)
 
     def _compute(self, function: Callable[[], Any]) -> Future[Any]:
@@ -124,7 +128,11 @@ class EngineServer:
         try:
             return DONE, getattr(self, name)(*arguments)
         except Exception as error:
-            return FAILED, _portable(error), traceback.format_exc()
+            return _failure(error)
+
+
+def _failure(error: Exception) -> tuple[Any, ...]:
+    return FAILED, _portable(error), "".join(traceback.format_exception(error))
 
 
 def _portable(error: Exception) -> Exception:

@@ -84,6 +84,31 @@ def test_errors_are_those_of_the_engine(process, settings):
     assert "engine_server.py" in str(failure.value.__cause__)
 
 
+class OfAnotherModule(str):
+    """What the other process cannot make, which does not know of that module."""
+
+    __slots__ = ()
+
+
+OfAnotherModule.__module__ = __name__ + "_that_is_only_here"
+
+
+def test_what_cannot_be_sent_is_an_error(process, settings, monkeypatch):
+    """And nobody waits for it."""
+    monkeypatch.setitem(sys.modules, OfAnotherModule.__module__, sys.modules[__name__])
+    RemoteEngine(process, settings)
+    with ThreadPoolExecutor(1) as thread:
+        for call in [("_compute", print), ("describe_tokenizer", OfAnotherModule("x"), {})]:
+            answer = thread.submit(process.call, *call)
+            try:
+                with pytest.raises(Exception, match="cannot pickle|No module named"):
+                    answer.result(timeout=60)
+            finally:
+                if not answer.done():
+                    process.stop()
+    assert RemoteEngine(process, settings).generate(REQUESTS)
+
+
 def test_loading_can_begin_beside_other_calls(process, settings):
     there = ProcessBackend()
     there.begin_load(settings)
