@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from flexgen_helm.bench.generation import token_times
-from flexgen_helm.bench.gpu import ACCELERATE, OURS, PILOT_TOKENS, GpuOutcome, GpuTrial
+from flexgen_helm.bench.gpu_trial import ACCELERATE, OURS, PILOT_TOKENS, GpuOutcome, GpuTrial
 from flexgen_helm.bench.gpu_workloads import Requests
 
 if TYPE_CHECKING:

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flexgen_helm.bench.trial import Workload
+from flexgen_helm.bench.trial import UniformWorkload
 from flexgen_helm.specs.compression import Compression
 from flexgen_helm.specs.model import ModelSpec
 from flexgen_helm.specs.opt_sizes import known_spec
 from flexgen_helm.specs.shipped import flexgen_paper, scenarios_dir
-from flexgen_helm.specs.workload import RequestLengths
-from flexgen_helm.specs.workload import Workload as Lengths
+from flexgen_helm.specs.workload import RequestLengths, Workload
 
 LEAST_REQUESTS = 4
 """Of a sub-scenario, however few are wanted."""
@@ -54,7 +53,7 @@ class PublishedPolicy:
 
 
 def published_policies(
-    model: str, workload: Workload, *, host_bytes: int
+    model: str, workload: UniformWorkload, *, host_bytes: int
 ) -> Iterator[PublishedPolicy]:
     """Yield upstream's policies for a model and a length, or for the length they are nearest to.
 
@@ -97,7 +96,7 @@ def published_policies(
         )
 
 
-def _most_batches(cell: Mapping[str, Any], workload: Workload, host_bytes: int) -> int:
+def _most_batches(cell: Mapping[str, Any], workload: UniformWorkload, host_bytes: int) -> int:
     """Batches of a published policy that the host has memory for."""
     spec, policy = known_spec(cell["model"]), cell["policy"]
     assert spec is not None, "the paper's models are known"
@@ -147,7 +146,7 @@ def padded_requests(share: float) -> Iterator[Requests]:
 
 def _paper_seven() -> Iterator[tuple[RequestLengths, Mapping[str, Any]]]:
     text = (scenarios_dir() / "paper_7.lengths.json").read_text()
-    lengths = Lengths.from_json(text, where="paper_7.lengths.json")
+    lengths = Workload.from_json(text, where="paper_7.lengths.json")
     yield from zip(lengths, flexgen_paper()["helm"]["rows"], strict=True)
 
 

@@ -28,7 +28,7 @@ MEASURES = {"wall_time": "wall_s", "execution_time": "execution_s"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class HelmBenchmark:
     """What is run."""
 
     suites: Sequence[Suite]
@@ -70,7 +70,7 @@ class Plan:
         }
 
 
-class Session:
+class HelmSession:
     """Runs one `helm-run` after the other and keeps the rows."""
 
     def __init__(self, site: Site, announce: Announce) -> None:
@@ -92,23 +92,25 @@ class Session:
         return timed
 
 
-def run_helm_benchmark(plan: Plan, session: Session, conditions: Mapping[str, Cell]) -> Report:
-    """Carry out a plan, and report it with these and the plan's own conditions.
+def run_helm_benchmark(
+    benchmark: HelmBenchmark, session: HelmSession, conditions: Mapping[str, Cell]
+) -> Report:
+    """Carry out a benchmark, and report it with these and its own conditions.
 
     Raises:
         CommandError: a `helm-run` failed.
     """
-    opponents = {suite.name: _choose_peers(plan, suite, session) for suite in plan.suites}
+    opponents = {suite.name: _choose_peers(benchmark, suite, session) for suite in benchmark.suites}
     scores: list[ScoreRow] = []
-    for _ in range(plan.rounds):
-        for suite in plan.suites:
-            scores += _time(suite, opponents[suite.name], plan.size, session)
-    if plan.score_instances:
-        size = plan.size._replace(instances=plan.score_instances)
-        scores += [_compare_in_float32(suite, size, session) for suite in plan.suites]
+    for _ in range(benchmark.rounds):
+        for suite in benchmark.suites:
+            scores += _time(suite, opponents[suite.name], benchmark.size, session)
+    if benchmark.score_instances:
+        size = benchmark.size._replace(instances=benchmark.score_instances)
+        scores += [_compare_in_float32(suite, size, session) for suite in benchmark.suites]
     return Report(
         ratios=ratios(session.rows),
-        conditions={**conditions, **plan.conditions},
+        conditions={**conditions, **benchmark.conditions},
         rows=[*map(asdict, session.rows), *map(asdict, scores)],
     )
 
@@ -126,18 +128,19 @@ def ratios(rows: Sequence[RunRow]) -> dict[str, float]:
     }
 
 
-def _choose_peers(plan: Plan, suite: Suite, session: Session) -> Sequence[Client]:
-    if not plan.has_pilot:
-        return plan.peers
-    size = Size(instances=plan.pilot_instances, train_trials=1)
+def _choose_peers(benchmark: HelmBenchmark, suite: Suite, session: HelmSession) -> Sequence[Client]:
+    if not benchmark.has_pilot:
+        return benchmark.peers
+    size = Size(instances=benchmark.pilot_instances, train_trials=1)
     seconds = {
-        peer: session.run(suite, peer, size, stage=PILOT).row.execution_s for peer in plan.peers
+        peer: session.run(suite, peer, size, stage=PILOT).row.execution_s
+        for peer in benchmark.peers
     }
     return [min(seconds, key=lambda peer: seconds[peer])]
 
 
 def _time(
-    suite: Suite, peers: Sequence[Client], size: Size, session: Session
+    suite: Suite, peers: Sequence[Client], size: Size, session: HelmSession
 ) -> Iterator[ScoreRow]:
     """Time a suite once, and tell how far the two differ in the dtype each was fastest in."""
     for peer in peers:
@@ -147,7 +150,7 @@ def _time(
         yield compare_runs(theirs, session.run(suite, ours, size, stage=TIMED))
 
 
-def _compare_in_float32(suite: Suite, size: Size, session: Session) -> ScoreRow:
+def _compare_in_float32(suite: Suite, size: Size, session: HelmSession) -> ScoreRow:
     theirs = session.run(suite, peer_client("float32-4"), size, stage=SCORES)
     ours = our_client(session.site.checkpoint, dtype="float32")
     return compare_runs(theirs, session.run(suite, ours, size, stage=SCORES))

@@ -17,48 +17,31 @@ The batch size of a peer is the best of several, found in short pilots.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from statistics import mean, median
-from typing import Any
 
 from flexgen_helm.bench.machine import MachineRow
-from flexgen_helm.bench.report import Cell, Report
-from flexgen_helm.bench.trial import (
-    ACCELERATE,
-    OURS,
-    PEERS,
-    Bench,
-    Trial,
-    TrialRow,
-    Workload,
-    ask,
-    run_trial,
+from flexgen_helm.bench.offload_benchmark import (
+    DECODE_HEAVY,
+    DISK_BOUND,
+    IN_MEMORY,
+    MICRO_BATCHES,
+    OVERLAP,
+    OVERLAPPED,
+    PILOT_TOKENS,
+    PLAIN,
+    PREFILL_HEAVY,
+    SERIAL,
+    THROUGH_STORE,
+    OffloadBenchmark,
+    our_trials,
+    peer_trials,
 )
+from flexgen_helm.bench.report import Cell, Report
+from flexgen_helm.bench.trial import OURS, PEERS, Bench, Trial, TrialRow, ask, run_trial
 
 PILOT = "pilot"
-PREFILL_HEAVY, DECODE_HEAVY = "prefill-heavy", "decode-heavy"
-OVERLAP, DISK_BOUND = "overlap", "disk-bound"
-MICRO_BATCHES, IN_MEMORY = "micro-batches", "in memory"
-STAGES = (PREFILL_HEAVY, DECODE_HEAVY, OVERLAP, DISK_BOUND, MICRO_BATCHES, IN_MEMORY)
-
-PILOT_TOKENS = 4
-"""New tokens of a pilot: a first one, and enough others to tell how long one takes."""
-
-SERIAL, OVERLAPPED = "serial", "overlapped"
-PLAIN, THROUGH_STORE = "plain", "through the store"
-
-ON_DISK: Mapping[str, Any] = {"weights": {"disk": 1.0}}
-
-ALMOST_NONE = 1e-6
-"""A fraction on disk that is less than any matrix: the store is used, and all of it is loaded."""
-
-OVERLAP_PROMPT = 64
-"""Prompt tokens of the requests of which passes of any size can be made."""
-
-OVERLAP_PASSES = 6
-
-DISK_BOUND_PASSES = 12
 
 MEASURED_AROUND = (PREFILL_HEAVY, DISK_BOUND)
 """Stages that are compared with the machine's rates, which drift: measured before and after."""
@@ -66,48 +49,7 @@ MEASURED_AROUND = (PREFILL_HEAVY, DISK_BOUND)
 Announce = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is run."""
-
-    stages: Sequence[str]
-    peers: Sequence[str]
-    peer_batches: Sequence[int]
-    """Batch sizes that compete for being a peer's."""
-
-    prefill_heavy: Workload
-    decode_heavy: Workload
-
-    batch: int
-    """Requests of ours in the prefill-heavy stage."""
-
-    decode_batch: int
-    """Requests of ours in the decode-heavy stage."""
-
-    memory_limit_bytes: int
-    """Of both in the decode-heavy stage."""
-
-    micro_batches: Sequence[int]
-    """Numbers of them in a block."""
-
-    micro_batch_size: int
-    rounds: int
-
-    @property
-    def conditions(self) -> dict[str, Cell]:
-        """What to report with the figures."""
-        return {
-            "peers": "; ".join(f"{peer}: {PEERS[peer]}" for peer in self.peers),
-            "peer_batches": f"best of {', '.join(map(str, self.peer_batches))}, chosen by pilots",
-            "rounds": self.rounds,
-            "throughput": "generated tokens over prefill and decode time, without loading",
-            "requests": "random tokens, nothing shared, greedy, all of the same length",
-            "dtype": "the fastest of this machine, no compression",
-            "memory": "peak of the process above what it had before loading",
-        }
-
-
-class Session:
+class OffloadSession:
     """Makes one trial after the other and keeps the rows."""
 
     def __init__(self, bench: Bench, announce: Announce) -> None:
@@ -150,22 +92,24 @@ class Session:
         return row
 
 
-def run_offload_benchmark(plan: Plan, session: Session, conditions: Mapping[str, Cell]) -> Report:
-    """Carry out a plan, and report it with these and the plan's own conditions.
+def run_offload_benchmark(
+    benchmark: OffloadBenchmark, session: OffloadSession, conditions: Mapping[str, Cell]
+) -> Report:
+    """Carry out a benchmark, and report it with these and its own conditions.
 
     Raises:
         CommandError: a process failed, other than for want of memory.
     """
     machine = session.measure_machine("before")
     peers = {
-        stage: [_best_batch(trial, plan, session) for trial in _peer_trials(plan, stage)]
-        for stage in plan.stages
+        stage: [_best_batch(trial, benchmark, session) for trial in peer_trials(benchmark, stage)]
+        for stage in benchmark.stages
     }
-    for _ in range(plan.rounds):
-        for stage in plan.stages:
+    for _ in range(benchmark.rounds):
+        for stage in benchmark.stages:
             if stage in MEASURED_AROUND:
                 session.measure_machine(stage)
-            for trial in [*_our_trials(plan, stage, machine), *peers[stage]]:
+            for trial in [*our_trials(benchmark, stage, machine), *peers[stage]]:
                 if trial is None:
                     continue
                 session.run(trial)
@@ -173,7 +117,7 @@ def run_offload_benchmark(plan: Plan, session: Session, conditions: Mapping[str,
                     session.measure_machine(stage)
     return Report(
         ratios=ratios(session.rows, session.machine_rows),
-        conditions={**conditions, **plan.conditions},
+        conditions={**conditions, **benchmark.conditions},
         rows=[*map(asdict, session.machine_rows), *map(asdict, session.rows)],
     )
 
@@ -248,85 +192,13 @@ def _ratio(
     return {name: round(medians[0] / medians[1], 3)}
 
 
-def _our_trials(plan: Plan, stage: str, machine: MachineRow) -> Iterator[Trial]:
-    trial = Trial(stage=stage, system=OURS, workload=plan.prefill_heavy, batch=plan.batch)
-    if stage == PREFILL_HEAVY:
-        yield replace(trial, policy=ON_DISK)
-    elif stage == DECODE_HEAVY:
-        yield replace(
-            trial,
-            workload=plan.decode_heavy,
-            batch=plan.decode_batch,
-            policy={**ON_DISK, "cache": {"disk": 1.0}, "micro_batch_tokens": 256},
-            memory_limit_bytes=plan.memory_limit_bytes,
-        )
-    elif stage == OVERLAP:
-        yield from _overlap_trials(trial, machine)
-    elif stage == DISK_BOUND:
-        workload = Workload(plan.decode_heavy.prompt_len, DISK_BOUND_PASSES + 1)
-        small = {**ON_DISK, "micro_batch_tokens": plan.micro_batch_size * workload.prompt_len}
-        for _ in range(2):
-            yield replace(trial, workload=workload, batch=plan.micro_batch_size, policy=small)
-    elif stage == MICRO_BATCHES:
-        workload = Workload(plan.decode_heavy.prompt_len, 2 * PILOT_TOKENS)
-        for count in plan.micro_batches:
-            shape = {"micro_batch_size": plan.micro_batch_size, "num_micro_batches": count}
-            tokens = plan.micro_batch_size * workload.prompt_len
-            yield replace(
-                trial,
-                setting=f"{count} x {plan.micro_batch_size}",
-                workload=workload,
-                batch=count * plan.micro_batch_size,
-                policy={**ON_DISK, **shape, "micro_batch_tokens": tokens},
-            )
-    else:
-        workload = Workload(plan.decode_heavy.prompt_len, 2 * PILOT_TOKENS)
-        hardly = {"weights": {"device": 1 - ALMOST_NONE, "disk": ALMOST_NONE}}
-        for setting, policy in ((PLAIN, {}), (THROUGH_STORE, hardly)):
-            yield replace(
-                trial, setting=setting, workload=workload, batch=plan.batch, policy=policy
-            )
-
-
-def _overlap_trials(trial: Trial, machine: MachineRow) -> Iterator[Trial]:
-    """Passes over prompts alone, of as many tokens as are computed while the weights are read."""
-    read_s = machine.streamed_bytes / machine.disk_bytes_per_s
-    tokens = read_s * machine.gemm_flop_per_s / (2 * machine.linear_parameters)
-    per_pass = max(1, round(tokens / OVERLAP_PROMPT))
-    shape = {"num_micro_batches": 1, "micro_batch_tokens": per_pass * OVERLAP_PROMPT}
-    for setting in (SERIAL, OVERLAPPED):
-        yield replace(
-            trial,
-            setting=setting,
-            workload=Workload(OVERLAP_PROMPT, 1),
-            batch=per_pass * OVERLAP_PASSES,
-            policy={**ON_DISK, **shape, "overlap": setting == OVERLAPPED},
-        )
-
-
-def _peer_trials(plan: Plan, stage: str) -> Iterator[Trial]:
-    """One for each peer of a stage, of the largest batch."""
-    most = max(plan.peer_batches)
-    if stage == PREFILL_HEAVY:
-        for peer in plan.peers:
-            yield Trial(stage=stage, system=peer, workload=plan.prefill_heavy, batch=most)
-    elif stage == DECODE_HEAVY and ACCELERATE in plan.peers:
-        yield Trial(
-            stage=stage,
-            system=ACCELERATE,
-            workload=plan.decode_heavy,
-            batch=most,
-            memory_limit_bytes=plan.memory_limit_bytes,
-        )
-
-
-def _best_batch(trial: Trial, plan: Plan, session: Session) -> Trial | None:
+def _best_batch(trial: Trial, benchmark: OffloadBenchmark, session: OffloadSession) -> Trial | None:
     """Return the trial with a peer's fastest batch size; `None` if all were killed."""
-    if len(plan.peer_batches) == 1:
+    if len(benchmark.peer_batches) == 1:
         return trial
     tokens = min(PILOT_TOKENS, trial.workload.new_tokens)
     rates: dict[int, float] = {}
-    for batch in sorted(plan.peer_batches):
+    for batch in sorted(benchmark.peer_batches):
         row = session.run(
             replace(
                 trial,

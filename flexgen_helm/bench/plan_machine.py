@@ -10,7 +10,7 @@ from typing import Any
 from flexgen_helm.bench.predictions import predicted
 from flexgen_helm.bench.rates import measure_rates
 from flexgen_helm.bench.report import Row
-from flexgen_helm.bench.trial import OURS, Bench, Trial, TrialRow, Workload, run_trial
+from flexgen_helm.bench.trial import OURS, Bench, Trial, TrialRow, UniformWorkload, run_trial
 from flexgen_helm.errors import BenchmarkError
 from flexgen_helm.planner.plan import Plan
 from flexgen_helm.specs.hardware import Hardware, middle
@@ -31,7 +31,7 @@ class Configuration:
 
     size: str
     compression: str
-    workload: Workload
+    workload: UniformWorkload
     batch: int
     policy: Mapping[str, Any]
 
@@ -43,7 +43,7 @@ class Configuration:
         return cls(
             size=size,
             compression=compression,
-            workload=Workload(*lengths),
+            workload=UniformWorkload(*lengths),
             batch=batch,
             policy=policy,
         )

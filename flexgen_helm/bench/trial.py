@@ -25,7 +25,7 @@ PEERS = {
 }
 
 
-class Workload(NamedTuple):
+class UniformWorkload(NamedTuple):
     """Requests of the same length, with nothing in common."""
 
     prompt_len: int
@@ -48,7 +48,7 @@ class Trial:
     setting: str = ""
     """What it is called among those of its stage."""
 
-    workload: Workload
+    workload: UniformWorkload
     batch: int
     """Requests given at once."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flexgen_helm.bench.generation import token_times
 from flexgen_helm.bench.memory_limit import join
-from flexgen_helm.bench.trial import ACCELERATE, OURS, TRANSFORMERS, Outcome, Trial, Workload
+from flexgen_helm.bench.trial import ACCELERATE, OURS, TRANSFORMERS, Outcome, Trial, UniformWorkload
 
 SPARE_BYTES = 64 << 20
 """Left free below a limit: for what the process needs beside the engine."""
@@ -19,7 +19,7 @@ SPARE_BYTES = 64 << 20
 def main(request: str) -> None:
     """Carry out what a request asks for."""
     asked = json.loads(request)
-    trial = Trial(**{**asked["trial"], "workload": Workload(*asked["trial"]["workload"])})
+    trial = Trial(**{**asked["trial"], "workload": UniformWorkload(*asked["trial"]["workload"])})
     if asked["group"] is not None:
         join(Path(asked["group"]))  # first of all, so that everything counts
     system = {OURS: _ours, TRANSFORMERS: _transformers, ACCELERATE: _accelerate}[trial.system]

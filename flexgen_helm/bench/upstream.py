@@ -18,8 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from flexgen_helm.bench.gpu import UPSTREAM_TOKENS, GpuOutcome
 from flexgen_helm.bench.gpu_process import peak_memory
+from flexgen_helm.bench.gpu_trial import UPSTREAM_TOKENS, GpuOutcome
 
 DUMMY = "_DUMMY_"
 SOME_TOKEN = 100

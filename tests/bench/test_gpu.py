@@ -1,127 +1,31 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 
-from flexgen_helm.bench import gpu, gpu_process, gpu_workloads, upstream
-from flexgen_helm.bench.gpu import (
+from flexgen_helm.bench import gpu, gpu_process, gpu_session, upstream
+from flexgen_helm.bench.gpu_benchmark import HELM, PADDED, SHARED, THROUGHPUT
+from flexgen_helm.bench.gpu_session import GpuSession
+from flexgen_helm.bench.gpu_trial import (
     ACCELERATE,
-    HELM,
     OURS,
-    PADDED,
-    SHARED,
-    THROUGHPUT,
     UPSTREAM,
     GpuOutcome,
     GpuRow,
     GpuTrial,
-    Plan,
-    Session,
-    trials,
 )
-from flexgen_helm.bench.gpu_workloads import (
-    Requests,
-    helm_requests,
-    padded_requests,
-    published_policies,
-)
-from flexgen_helm.bench.trial import Workload
+from flexgen_helm.bench.gpu_workloads import Requests
 from flexgen_helm.cli.main import main
 from flexgen_helm.errors import CommandError
 from flexgen_helm.model.dtypes import resolve_dtype
 from flexgen_helm.specs.catalog import EMBEDDED_CHECKPOINT
-from flexgen_helm.specs.compression import Compression
-from flexgen_helm.specs.opt_sizes import known_spec
 from flexgen_helm.specs.shipped import typical_hardware
 from tests.conftest import byte_tokenizer, save_random_checkpoint
 
 HARDWARE = typical_hardware(unified=False, dtype="float16")
-
-
-def plan(**changes):
-    return Plan(
-        **{
-            "stages": gpu.STAGES,
-            "models": ["30b", "6.7b"],
-            "peers": gpu.PEERS,
-            "compressions": ["w4-kv4", "w4"],
-            "workload": Workload(512, 32),
-            "batch": 256,
-            "helm_model": "30b",
-            "helm_share": 0.02,
-            "cap_bytes": 16 * 10**9,
-            **changes,
-        }
-    )
-
-
-def test_each_model_is_measured_with_ours_and_all_published_policies():
-    """What the benchmark is about first, as the time may run out."""
-    asked = [(t.stage, t.model, t.system, t.setting) for t in trials(plan(), host_bytes=10**12)]
-    assert asked == [
-        (THROUGHPUT, "30b", OURS, "w4-kv4"),
-        (THROUGHPUT, "30b", UPSTREAM, "48x3 none"),
-        (THROUGHPUT, "30b", UPSTREAM, "64x8 kv4"),
-        (HELM, "30b", OURS, SHARED),
-        (HELM, "30b", OURS, PADDED),
-        (THROUGHPUT, "6.7b", OURS, "w4-kv4"),
-        (THROUGHPUT, "6.7b", UPSTREAM, "2x1 none"),
-        (THROUGHPUT, "6.7b", UPSTREAM, "72x1 w4-kv4"),
-        (THROUGHPUT, "30b", OURS, "w4"),
-        (THROUGHPUT, "30b", ACCELERATE, "weights on the host"),
-        (THROUGHPUT, "6.7b", OURS, "w4"),
-        (THROUGHPUT, "6.7b", ACCELERATE, "weights on the host"),
-    ]
-    assert not [*published_policies("13b", Workload(512, 32), host_bytes=10**12)]
-
-
-def test_policies_are_upstreams_options():
-    [plain, compressed] = published_policies("30b", Workload(500, 32), host_bytes=10**12)
-    assert plain.batch == 144
-    assert " ".join(plain.options) == (
-        "--gpu-batch-size 48 --num-gpu-batches 3 --percent 20 80 0 100 0 100 --cpu-cache-compute"
-    )
-    assert compressed.options[-1] == "--compress-cache"
-    asked = {
-        "model": "30b",
-        "requests": [{"most_own": 512, "new_tokens": 32}],
-        "options": plain.options,
-    }
-    options = upstream.options(asked, EMBEDDED_CHECKPOINT)
-    assert options[:4] == ["--model", "facebook/opt-30b", "--path", "_DUMMY_"]
-    assert options[options.index("--prompt-len") + 1] == "512"
-
-
-def test_upstream_gets_as_many_batches_as_the_host_has_memory_for():
-    """Of 48 sequences with 544 tokens of 1.38 MB each, beside 61.8 GB of weights; of 64 with two
-    sevenths of that, beside 77.3 GB; and 19.3 GB for the rest."""
-    names = [p.name for p in published_policies("30b", Workload(512, 32), host_bytes=137 * 10**9)]
-    assert names == ["48x1 of 48x3 none", "64x2 of 64x8 kv4"]
-    assert not [*published_policies("30b", Workload(512, 32), host_bytes=90 * 10**9)]
-
-
-def test_upstreams_weights_take_pinned_memory_by_powers_of_two():
-    """Of 48 layers, four matrices of 98 MiB take 128 each, and two of 392 take 512."""
-    spec = known_spec("facebook/opt-30b")
-    taken = gpu_workloads.pinned_weight_bytes(spec, Compression())
-    assert taken == 48 * (4 * 128 + 2 * 512) * 2**20
-
-
-def test_sub_scenarios_have_the_lengths_and_beginnings_of_real_ones():
-    ours, padded = [*helm_requests(0.1)], [*padded_requests(0.1)]
-    assert [requests.count for requests in ours] == [29, 259, 86, 101, 158, 158, 157]
-    assert [requests.count for requests in ours] == [requests.count for requests in padded]
-    xsum = ours[-1]
-    assert (xsum.prompt_len, xsum.shared + xsum.most_own, xsum.new_tokens) == (1390, 1613, 64)
-    made = [*gpu_process.prompts(xsum)]
-    assert {len(prompt) for prompt in made} <= {*range(xsum.prompt_len - 230, 1614)}
-    assert sum(map(len, made)) / len(made) == pytest.approx(1390, abs=2)
-    assert len({tuple(prompt[: xsum.shared]) for prompt in made}) == 3
-    assert [requests.prompt_len for requests in padded] == [256, 256, 512, 512, 256, 256, 1984]
-    assert all(not requests.shared for requests in padded)
 
 
 def row(system, setting, seconds=None, *, stage=THROUGHPUT, tokens=100, late=False, **others):
@@ -200,7 +104,7 @@ def trial(system, **changes):
 def session(tmp_path):
     def make(limit_s=300.0):
         said = []
-        made = Session(
+        made = GpuSession(
             EMBEDDED_CHECKPOINT, tmp_path, device="cpu", limit_s=limit_s, announce=said.append
         )
         made.said, made.directory = said, tmp_path
@@ -222,7 +126,7 @@ def test_ours_and_accelerate_run_in_processes_of_their_own(session):
     assert theirs.outcome.generated_tokens == 10
     assert theirs.outcome.tokens_per_s > 0
     assert len([text for text in session.said if "token/s" in text]) == 2
-    rows = (session.directory / gpu.ROWS_FILE).read_text().splitlines()
+    rows = (session.directory / gpu_session.ROWS_FILE).read_text().splitlines()
     assert [json.loads(row)["system"] for row in rows] == [OURS, ACCELERATE]
 
 
@@ -245,7 +149,7 @@ def test_sub_scenarios_one_after_another_on_a_small_card(cuda, compression, tmp_
         gpu_process.main(
             json.dumps(
                 {
-                    "trial": gpu.asdict(asked),
+                    "trial": asdict(asked),
                     "checkpoint": str(directory),
                     "directory": str(tmp_path),
                     "device": "cuda",
@@ -265,11 +169,11 @@ def test_what_fails_or_has_no_time_is_a_row_without_figures(session, monkeypatch
     assert (failed.outcome, failed.unfinished) == (None, False)
     too_late = session(limit_s=1.0).run(trial(OURS), HARDWARE)
     assert (too_late.problem, too_late.unfinished) == ("no time was left", True)
-    monkeypatch.setattr(gpu, "ENOUGH_S", 0.0)
+    monkeypatch.setattr(gpu_session, "ENOUGH_S", 0.0)
     late = session(limit_s=0.5).run(trial(OURS), HARDWARE)
     assert "did not end in 0 s" in late.problem
     assert late.unfinished
-    monkeypatch.setattr(gpu, "ask", lambda *_, **__: None)
+    monkeypatch.setattr(gpu_session, "ask", lambda *_, **__: None)
     assert session().run(trial(OURS), HARDWARE).problem == "was killed for want of memory"
 
 
@@ -322,7 +226,7 @@ def test_upstream_runs_with_our_cap_and_another_tokenizer(
     monkeypatch.setattr("torch.cuda.max_memory_reserved", lambda _: 8)
     monkeypatch.setattr("torch.cuda.memory_stats", lambda _: {"num_alloc_retries": 9})
     asked = trial(UPSTREAM, requests=[replace(REQUESTS, new_tokens=new_tokens)])
-    asked = {"trial": gpu.asdict(asked), "directory": str(tmp_path), "device": "cuda:0"}
+    asked = {"trial": asdict(asked), "directory": str(tmp_path), "device": "cuda:0"}
     upstream.main(json.dumps(asked))
     outcome = GpuOutcome(**json.loads(capsys.readouterr().out))
     assert (outcome.prefill_s, outcome.decode_s) == (2.0, decode_s)
@@ -335,9 +239,9 @@ def test_upstream_runs_with_our_cap_and_another_tokenizer(
 
 def test_the_command_reports_rates_trials_and_a_short_table(monkeypatch, tmp_path, capsys):
     hardware = typical_hardware(unified=True, dtype="bfloat16")
-    monkeypatch.setattr(Session, "calibrate", lambda _: hardware)
+    monkeypatch.setattr(GpuSession, "calibrate", lambda _: hardware)
     monkeypatch.setattr(
-        Session,
+        GpuSession,
         "run",
         lambda _, trial, __: row(trial.system, trial.setting, 2.0, stage=trial.stage),
     )

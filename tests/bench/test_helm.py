@@ -1,4 +1,4 @@
-"""Which runs a plan makes, and what is worked out from them; no run takes place."""
+"""Which runs a benchmark makes, and what is worked out from them; no run takes place."""
 
 from dataclasses import asdict, replace
 
@@ -6,12 +6,12 @@ import pytest
 
 from flexgen_helm.bench import helm
 from flexgen_helm.bench.clients import OURS, THEIRS, peer_client
-from flexgen_helm.bench.helm import Plan, Session, ratios, run_helm_benchmark
+from flexgen_helm.bench.helm import HelmBenchmark, HelmSession, ratios, run_helm_benchmark
 from flexgen_helm.bench.helm_run import RunRow, Site, Size, Timed
 from flexgen_helm.bench.scores import ScoreRow
 from flexgen_helm.bench.suites import SUITES
 
-PLAN = Plan(
+BENCHMARK = HelmBenchmark(
     suites=[SUITES["natural"], SUITES["mmlu"]],
     size=Size(instances=100, train_trials=3),
     rounds=1,
@@ -57,7 +57,7 @@ def session(tmp_path, monkeypatch):
     monkeypatch.setattr(helm, "timed_run", pretended_run)
     monkeypatch.setattr(helm, "compare_runs", pretended_scores)
     site = Site(data=tmp_path, checkpoint=tmp_path, positions=2048, directory=tmp_path)
-    return Session(site, announce=lambda _: None)
+    return HelmSession(site, announce=lambda _: None)
 
 
 def runs(session, suite):
@@ -65,7 +65,7 @@ def runs(session, suite):
 
 
 def test_the_fastest_peer_of_a_pilot_is_timed_between_two_runs_of_ours(session):
-    report = run_helm_benchmark(PLAN, session, {"cpu": "a CPU"})
+    report = run_helm_benchmark(BENCHMARK, session, {"cpu": "a CPU"})
     assert runs(session, "natural") == [
         ("pilot", THEIRS, "float32", 8),
         ("pilot", THEIRS, "bfloat16", 8),
@@ -87,7 +87,7 @@ def test_the_fastest_peer_of_a_pilot_is_timed_between_two_runs_of_ours(session):
 
 
 def test_rows_are_the_runs_and_then_the_comparisons(session):
-    rows = run_helm_benchmark(PLAN, session, {}).rows
+    rows = run_helm_benchmark(BENCHMARK, session, {}).rows
     assert rows[: len(session.rows)] == [asdict(row) for row in session.rows]
     comparisons = [(r["suite"], r["stage"], r["our_dtype"]) for r in rows[len(session.rows) :]]
     assert comparisons == [
@@ -99,8 +99,8 @@ def test_rows_are_the_runs_and_then_the_comparisons(session):
 
 
 def test_without_a_pilot_every_peer_is_timed_and_the_fastest_counts(session):
-    plan = replace(PLAN, pilot_instances=0, score_instances=0, suites=[SUITES["natural"]])
-    report = run_helm_benchmark(plan, session, {})
+    benchmark = replace(BENCHMARK, pilot_instances=0, score_instances=0, suites=[SUITES["natural"]])
+    report = run_helm_benchmark(benchmark, session, {})
     assert [run[1:3] for run in runs(session, "natural")] == [
         (OURS, "auto"),
         (THEIRS, "float32"),
@@ -114,8 +114,8 @@ def test_without_a_pilot_every_peer_is_timed_and_the_fastest_counts(session):
 
 
 def test_rounds_alternate_between_suites(session):
-    plan = replace(PLAN, rounds=2, peers=PLAN.peers[:1], score_instances=0)
-    run_helm_benchmark(plan, session, {})
+    benchmark = replace(BENCHMARK, rounds=2, peers=BENCHMARK.peers[:1], score_instances=0)
+    run_helm_benchmark(benchmark, session, {})
     assert [r.suite for r in session.rows] == [*["natural"] * 3, *["mmlu"] * 3] * 2
 
 

@@ -1,19 +1,27 @@
-"""Which trials a plan makes, and what is worked out from them; no trial takes place."""
+"""Which trials a benchmark makes, and what is worked out from them; no trial takes place."""
 
 from dataclasses import replace
 
 import pytest
 
 from flexgen_helm.bench import offload
-from flexgen_helm.bench.offload import PILOT, STAGES, Plan, Session, run_offload_benchmark
-from flexgen_helm.bench.trial import ACCELERATE, OURS, TRANSFORMERS, Bench, TrialRow, Workload
+from flexgen_helm.bench.offload import PILOT, OffloadSession, run_offload_benchmark
+from flexgen_helm.bench.offload_benchmark import STAGES, OffloadBenchmark
+from flexgen_helm.bench.trial import (
+    ACCELERATE,
+    OURS,
+    TRANSFORMERS,
+    Bench,
+    TrialRow,
+    UniformWorkload,
+)
 
-PLAN = Plan(
+BENCHMARK = OffloadBenchmark(
     stages=STAGES,
     peers=[TRANSFORMERS, ACCELERATE],
     peer_batches=[4, 8, 16],
-    prefill_heavy=Workload(512, 32),
-    decode_heavy=Workload(32, 128),
+    prefill_heavy=UniformWorkload(512, 32),
+    decode_heavy=UniformWorkload(32, 128),
     batch=64,
     decode_batch=96,
     memory_limit_bytes=2 * 10**9,
@@ -59,13 +67,15 @@ def session(tmp_path, monkeypatch):
 
     monkeypatch.setattr(offload, "run_trial", record)
     monkeypatch.setattr(offload, "ask", lambda *_, **__: dict(MACHINE))
-    session = Session(Bench(checkpoint=tmp_path, directory=tmp_path), announce=lambda _: None)
+    session = OffloadSession(
+        Bench(checkpoint=tmp_path, directory=tmp_path), announce=lambda _: None
+    )
     session.trials = trials
     return session
 
 
 def test_a_peer_is_timed_with_its_best_batch(session):
-    run_offload_benchmark(PLAN, session, {})
+    run_offload_benchmark(BENCHMARK, session, {})
     timed = {
         (trial.stage, trial.system): trial.batch
         for trial in session.trials
@@ -79,7 +89,7 @@ def test_a_peer_is_timed_with_its_best_batch(session):
 
 
 def test_ratios(session):
-    ratios = run_offload_benchmark(PLAN, session, {}).ratios
+    ratios = run_offload_benchmark(BENCHMARK, session, {}).ratios
     assert ratios["prefill-heavy_over_transformers"] == 1.6
     assert ratios["prefill-heavy_over_accelerate"] == 4
     assert ratios["decode-heavy_over_accelerate"] == 4
@@ -96,7 +106,7 @@ def test_ratios(session):
 
 
 def test_passes_of_the_overlap_stage_compute_as_long_as_they_read(session):
-    run_offload_benchmark(replace(PLAN, stages=["overlap"]), session, {})
+    run_offload_benchmark(replace(BENCHMARK, stages=["overlap"]), session, {})
     serial, overlapped = session.trials
     # 0.5 s of reading, in which 400e9 operations a second are enough for 200 tokens.
     assert serial.policy["micro_batch_tokens"] == 3 * 64
@@ -105,7 +115,9 @@ def test_passes_of_the_overlap_stage_compute_as_long_as_they_read(session):
 
 
 def test_what_was_not_measured_is_not_reported(session):
-    report = run_offload_benchmark(replace(PLAN, stages=["in memory"]), session, {"cpu": "a CPU"})
+    report = run_offload_benchmark(
+        replace(BENCHMARK, stages=["in memory"]), session, {"cpu": "a CPU"}
+    )
     assert report.ratios == {"store_over_plain": 1}
     assert report.conditions["cpu"] == "a CPU"
     report.to_text()

@@ -9,7 +9,7 @@ from flexgen_helm.bench import plan_machine, plan_paper, plan_sweep, rates
 from flexgen_helm.bench.plan import ratios
 from flexgen_helm.bench.plan_machine import Configuration, Machine, machine_rows
 from flexgen_helm.bench.plan_sweep import sweep_rows, swept_policies
-from flexgen_helm.bench.trial import TrialRow, Workload
+from flexgen_helm.bench.trial import TrialRow, UniformWorkload
 from flexgen_helm.cli.main import main
 from tests.conftest import SHARED_DATA
 from tests.planner.machines import CPU
@@ -74,7 +74,7 @@ def test_a_part_is_up_to_the_whole(part, capsys):
 
 def test_the_planned_policy_stands_among_others(machine):
     configuration = Configuration(
-        size="125m", compression="none", workload=Workload(64, 4), batch=8, policy={}
+        size="125m", compression="none", workload=UniformWorkload(64, 4), batch=8, policy={}
     )
     rows = list(sweep_rows(configuration, machine, number=1))
     assert [row["kind"] for row in rows].count("planned") == 1
@@ -94,7 +94,7 @@ def test_a_planned_policy_that_is_slower_is_found_so(machine, monkeypatch):
 
     monkeypatch.setattr(plan_machine, "run_trial", measured)
     configuration = Configuration(
-        size="125m", compression="none", workload=Workload(64, 4), batch=8, policy={}
+        size="125m", compression="none", workload=UniformWorkload(64, 4), batch=8, policy={}
     )
     rows = list(sweep_rows(configuration, machine, number=1))
     assert ratios(rows) == {"sweep_opt-125m_none_planned_over_best": 1.25}
@@ -113,7 +113,7 @@ def test_the_best_of_a_sweep_is_not_best_by_chance(machine, monkeypatch):
 
     monkeypatch.setattr(plan_machine, "run_trial", measured)
     configuration = Configuration(
-        size="125m", compression="none", workload=Workload(64, 4), batch=8, policy={}
+        size="125m", compression="none", workload=UniformWorkload(64, 4), batch=8, policy={}
     )
     rows = list(sweep_rows(configuration, replace(machine, rounds=1), number=1))
     assert len(lucky) == 3

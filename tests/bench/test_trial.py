@@ -4,7 +4,7 @@ import pytest
 
 from flexgen_helm.bench import trial
 from flexgen_helm.bench.checkpoint import SHAPES, random_checkpoint
-from flexgen_helm.bench.trial import ACCELERATE, OURS, TRANSFORMERS, Bench, Trial, Workload
+from flexgen_helm.bench.trial import ACCELERATE, OURS, TRANSFORMERS, Bench, Trial, UniformWorkload
 from flexgen_helm.errors import CommandError
 from tests.conftest import SHARED_DATA
 
@@ -26,7 +26,7 @@ def bench(tmp_path_factory):
 def test_all_systems_generate_as_many_tokens(bench, system):
     policy = {"weights": {"disk": 1.0}, "cache": {"disk": 1.0}} if system == OURS else {}
     row = trial.run_trial(
-        Trial(stage="s", system=system, workload=Workload(8, 3), batch=2, policy=policy),
+        Trial(stage="s", system=system, workload=UniformWorkload(8, 3), batch=2, policy=policy),
         bench,
         number=1,
     )
@@ -38,14 +38,16 @@ def test_all_systems_generate_as_many_tokens(bench, system):
 def test_a_process_that_fails_says_where_the_reason_is(bench):
     with pytest.raises(CommandError, match=r"status 1: the reason is in .*trial-02\.log"):
         trial.run_trial(
-            Trial(stage="s", system="other", workload=Workload(8, 3), batch=2), bench, number=2
+            Trial(stage="s", system="other", workload=UniformWorkload(8, 3), batch=2),
+            bench,
+            number=2,
         )
 
 
 def test_one_that_is_killed_has_no_figures(bench, monkeypatch):
     monkeypatch.setattr(trial, "ask", lambda *_, **__: None)
     row = trial.run_trial(
-        Trial(stage="s", system=OURS, workload=Workload(8, 3), batch=2), bench, number=3
+        Trial(stage="s", system=OURS, workload=UniformWorkload(8, 3), batch=2), bench, number=3
     )
     assert row.tokens_per_s is None
     assert row.total_s == float("inf")

@@ -6,7 +6,7 @@ import argparse
 from datetime import datetime, timezone
 from pathlib import Path
 
-from flexgen_helm.bench.gpu import PEERS, STAGES
+from flexgen_helm.bench.gpu_benchmark import PEERS, STAGES
 from flexgen_helm.cli.arguments import at_least
 from flexgen_helm.cli.bench.options import (
     WORK_DIR,
@@ -56,8 +56,10 @@ def run_bench_gpu(args: argparse.Namespace) -> int:
     """Carry out ``bench gpu``."""
     import torch
 
-    from flexgen_helm.bench import gpu
     from flexgen_helm.bench.conditions import machine_conditions, version
+    from flexgen_helm.bench.gpu import run_gpu_benchmark
+    from flexgen_helm.bench.gpu_benchmark import GpuBenchmark
+    from flexgen_helm.bench.gpu_session import GpuSession
     from flexgen_helm.model.dtypes import resolve_device
     from flexgen_helm.specs.catalog import EMBEDDED_CHECKPOINT
 
@@ -72,7 +74,7 @@ def run_bench_gpu(args: argparse.Namespace) -> int:
             raise BenchmarkError(
                 f"{peer} is not installed: run pip install {peer}, or leave it out of --peers"
             )
-    plan = gpu.Plan(
+    benchmark = GpuBenchmark(
         stages=args.stages,
         models=args.models,
         peers=args.peers,
@@ -83,7 +85,7 @@ def run_bench_gpu(args: argparse.Namespace) -> int:
         helm_share=args.helm_share,
         cap_bytes=args.device_memory,
     )
-    session = gpu.Session(
+    session = GpuSession(
         EMBEDDED_CHECKPOINT,
         args.work_dir.absolute() / "gpu",
         device=device,
@@ -95,6 +97,6 @@ def run_bench_gpu(args: argparse.Namespace) -> int:
         **{peer: version(peer) for peer in args.peers},
     }
     hardware = hardware_named(args.hardware) if args.hardware else session.calibrate()
-    report = gpu.run_gpu_benchmark(plan, session, hardware, conditions)
+    report = run_gpu_benchmark(benchmark, session, hardware, conditions)
     print_report(report, as_json=args.json)
     return 0

@@ -68,12 +68,12 @@ def add_helm_parser(benchmarks: Benchmarks) -> None:
 def run_bench_helm(args: argparse.Namespace) -> int:
     """Carry out ``bench helm``."""
     from flexgen_helm.bench.conditions import machine_conditions
-    from flexgen_helm.bench.helm import Plan, Session, run_helm_benchmark
+    from flexgen_helm.bench.helm import HelmBenchmark, HelmSession, run_helm_benchmark
     from flexgen_helm.bench.helm_run import Site, Size
 
     suites = [SUITES[name] for name in args.suites]
     require_data(args.data, suites)
-    plan = Plan(
+    benchmark = HelmBenchmark(
         suites=suites,
         size=Size(instances=args.max_eval_instances, train_trials=args.num_train_trials),
         rounds=args.rounds,
@@ -91,7 +91,7 @@ def run_bench_helm(args: argparse.Namespace) -> int:
     about = {"checkpoint": site.checkpoint.name, "data": str(args.data)}
     say(f"HELM's output and logs are in {site.directory}")
     report = run_helm_benchmark(
-        plan, Session(site, _announce), {**machine_conditions(now), **about}
+        benchmark, HelmSession(site, _announce), {**machine_conditions(now), **about}
     )
     print_report(report, as_json=args.json)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from datetime import datetime, timezone
 
-from flexgen_helm.bench.offload import STAGES
+from flexgen_helm.bench.offload_benchmark import STAGES
 from flexgen_helm.bench.suites import require_data
 from flexgen_helm.bench.trial import ACCELERATE, PEERS, TRANSFORMERS, Bench
 from flexgen_helm.cli.arguments import at_least
@@ -69,7 +69,8 @@ def add_offload_parser(benchmarks: Benchmarks) -> None:
 def run_bench_offload(args: argparse.Namespace) -> int:
     """Carry out ``bench offload``."""
     from flexgen_helm.bench.conditions import machine_conditions, version
-    from flexgen_helm.bench.offload import Plan, Session, run_offload_benchmark
+    from flexgen_helm.bench.offload import OffloadSession, run_offload_benchmark
+    from flexgen_helm.bench.offload_benchmark import OffloadBenchmark
 
     require_data(args.data, [])
     if ACCELERATE in args.peers and version(ACCELERATE) is None:
@@ -77,7 +78,7 @@ def run_bench_offload(args: argparse.Namespace) -> int:
             f"{ACCELERATE} is not installed: run pip install 'flexgen_helm[bench]', or leave it out"
             f" with --peers {TRANSFORMERS}"
         )
-    plan = Plan(
+    benchmark = OffloadBenchmark(
         stages=args.stages,
         peers=args.peers,
         peer_batches=args.peer_batches,
@@ -96,10 +97,10 @@ def run_bench_offload(args: argparse.Namespace) -> int:
         "accelerate": version(ACCELERATE),
         "checkpoint": checkpoint.name,
     }
-    session = Session(
+    session = OffloadSession(
         Bench(checkpoint=checkpoint, directory=args.work_dir.absolute() / "offload"),
         say,
     )
-    report = run_offload_benchmark(plan, session, conditions)
+    report = run_offload_benchmark(benchmark, session, conditions)
     print_report(report, as_json=args.json)
     return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from flexgen_helm.bench.checkpoint import SHAPES, random_checkpoint
 from flexgen_helm.bench.suites import TOKENIZER
-from flexgen_helm.bench.trial import Workload
+from flexgen_helm.bench.trial import UniformWorkload
 from flexgen_helm.cli.terminal import terminal_width
 from flexgen_helm.units import parse_bytes
 
@@ -76,10 +76,10 @@ def say(text: object) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def workload(text: str) -> Workload:
+def workload(text: str) -> UniformWorkload:
     """Read ``512/32``: prompt tokens and new tokens."""
     try:
-        asked = Workload(*map(int, text.split("/")))
+        asked = UniformWorkload(*map(int, text.split("/")))
     except (TypeError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not two numbers such as 512/32") from error
     if asked.prompt_len < 1 or asked.new_tokens < 2:
