@@ -10,7 +10,7 @@ from flexgen_helm.batching.prefix_tree import Order, prefix_order
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class BlockBudget:
     """What a block may take, at most."""
 
     sequences: int
@@ -78,7 +78,7 @@ class PendingRequests:
         return self._next < len(self._indices)
 
     def take(
-        self, room: Room, *, at_least: int, min_kept: int, max_kept: int = sys.maxsize
+        self, budget: BlockBudget, *, at_least: int, min_kept: int, max_kept: int = sys.maxsize
     ) -> Block:
         """Take the next block out: what fits, and `at_least` so many requests if there are.
 
@@ -86,7 +86,7 @@ class PendingRequests:
         and no more than `max_kept` of them; the rest each computes.
         """
         self._before = self._next, self._kept
-        start, end = self._next, self._end(room)
+        start, end = self._next, self._end(budget)
         self._next = end = max(end, min(start + at_least, len(self._indices)))
         if start < end:
             keep = min(self._shared[end], max_kept) if self else 0
@@ -101,14 +101,14 @@ class PendingRequests:
         """Undo the last `take`."""
         self._next, self._kept = self._before
 
-    def gains_by_waiting(self, room: Room) -> bool:
+    def gains_by_waiting(self, budget: BlockBudget) -> bool:
         """Whether, with as many prompt tokens, more would fit if there were room to cache more."""
-        unlimited = replace(room, sequences=sys.maxsize, cached_tokens=sys.maxsize)
-        return self._end(unlimited) > self._end(room)
+        unlimited = replace(budget, sequences=sys.maxsize, cached_tokens=sys.maxsize)
+        return self._end(unlimited) > self._end(budget)
 
-    def _end(self, room: Room) -> int:
+    def _end(self, budget: BlockBudget) -> int:
         lengths, shared, demands = self._prompt_lens, self._shared, self._demands
-        return cut(lengths, shared, demands, self._next, room, kept=self._kept)
+        return cut(lengths, shared, demands, self._next, budget, kept=self._kept)
 
 
 def cut(
@@ -116,7 +116,7 @@ def cut(
     shared: Sequence[int],
     demands: Sequence[Demand],
     start: int,
-    room: Room,
+    budget: BlockBudget,
     *,
     kept: int = 0,
 ) -> int:
@@ -135,9 +135,9 @@ def cut(
         if demand.sequences:
             cached_tokens += own_tokens + demand.sequences * demand.new_tokens
         fits = (
-            sequences <= room.sequences
-            and cached_tokens <= room.cached_tokens
-            and prompt_tokens <= room.prompt_tokens
+            sequences <= budget.sequences
+            and cached_tokens <= budget.cached_tokens
+            and prompt_tokens <= budget.prompt_tokens
         )
         if not fits:
             return position

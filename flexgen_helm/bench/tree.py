@@ -10,7 +10,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from flexgen_helm.batching.blocks import Demand, PendingRequests, Room
+from flexgen_helm.batching.blocks import BlockBudget, Demand, PendingRequests
 from flexgen_helm.batching.packing import pack_tree
 from flexgen_helm.batching.prefix_tree import build_tree
 from flexgen_helm.bench.report import Cell, Report
@@ -140,14 +140,14 @@ def _arranged(prompts: NDArray[np.int32], policy: Policy) -> Iterator[int]:
     """Yield the tokens to compute of one block after the other."""
     demand = Demand(sequences=1, new_tokens=NEW_TOKENS - 1)
     pending = PendingRequests(dict(enumerate(prompts)), dict.fromkeys(range(len(prompts)), demand))
-    room = Room(
+    budget = BlockBudget(
         sequences=policy.effective_batch,
         cached_tokens=1 << 20,
         prompt_tokens=policy.num_micro_batches * policy.micro_batch_tokens,
     )
     kept = 0
     while pending:
-        block = pending.take(room, at_least=1, min_kept=1)
+        block = pending.take(budget, at_least=1, min_kept=1)
         lengths = [prompts.shape[1]] * len(block.requests)
         nodes = build_tree(lengths, block.shared, kept=kept, keep=block.keep)
         tree = pack_tree(

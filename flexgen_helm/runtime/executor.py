@@ -15,9 +15,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flexgen_helm.batching.blocks import Demand, PendingRequests, Room
+from flexgen_helm.batching.blocks import BlockBudget, Demand, PendingRequests
 from flexgen_helm.notices import FlexGenWarning
-from flexgen_helm.runtime.block import Block
 from flexgen_helm.runtime.cuda_graphs import CaptureError
 from flexgen_helm.runtime.decode import DecodeMicroBatch
 from flexgen_helm.runtime.head import Head
@@ -27,6 +26,7 @@ from flexgen_helm.runtime.memory_watch import MemoryWatch, is_out_of_memory
 from flexgen_helm.runtime.model_pass import MicroBatch, ModelPass, num_rows
 from flexgen_helm.runtime.pool import Pool
 from flexgen_helm.runtime.pool_packing import group, repack
+from flexgen_helm.runtime.prefill_block import PrefillBlock
 from flexgen_helm.runtime.repeated_passes import RepeatedPasses
 from flexgen_helm.runtime.segments import KeptPrefix
 from flexgen_helm.runtime.sequence import max_new_tokens
@@ -179,39 +179,39 @@ class BlockExecutor:
 
     def _admit(
         self, decoding: _Queue, prefill_only: _Queue, requests: Mapping[int, GenerationRequest]
-    ) -> list[tuple[_Queue, Block]]:
+    ) -> list[tuple[_Queue, PrefillBlock]]:
         """Blocks to prefill in the next pass: new sequences, then what fills the pass up.
 
         Requests that need no cache are what a pass with few sequences in decode is filled with.
         """
         blocks = []
         rows = self.policy.num_micro_batches * self.policy.micro_batch_tokens
-        room = self._room(rows)
-        if self._is_worth_joining(room, decoding) and (
-            block := self._take(decoding, room, requests)
+        budget = self._budget(rows)
+        if self._is_worth_joining(budget, decoding) and (
+            block := self._take(decoding, budget, requests)
         ):
             blocks.append((decoding, block))
             rows -= block.num_computed_tokens
-        room = Room(sequences=0, cached_tokens=0, prompt_tokens=rows)
-        if rows > 0 and (block := self._take(prefill_only, room, requests)):
+        budget = BlockBudget(sequences=0, cached_tokens=0, prompt_tokens=rows)
+        if rows > 0 and (block := self._take(prefill_only, budget, requests)):
             blocks.append((prefill_only, block))
         return blocks
 
-    def _room(self, prompt_tokens: int) -> Room:
+    def _budget(self, prompt_tokens: int) -> BlockBudget:
         """Room that sequences in decode leave for new ones."""
-        return Room(
+        return BlockBudget(
             sequences=self.policy.effective_batch - sum(len(p.members) for p in self._pools),
             cached_tokens=self.cache_tokens - self._held_tokens(),
             prompt_tokens=prompt_tokens,
         )
 
-    def _is_worth_joining(self, room: Room, queue: _Queue) -> bool:
+    def _is_worth_joining(self, budget: BlockBudget, queue: _Queue) -> bool:
         """Whether new sequences join those in decode, and do not wait for more room."""
         enough = (
-            room.sequences >= JOIN_SHARE * self.policy.effective_batch
-            and room.cached_tokens >= JOIN_SHARE * self.cache_tokens
+            budget.sequences >= JOIN_SHARE * self.policy.effective_batch
+            and budget.cached_tokens >= JOIN_SHARE * self.cache_tokens
         )
-        return not self._pools or enough or not queue.pending.gains_by_waiting(room)
+        return not self._pools or enough or not queue.pending.gains_by_waiting(budget)
 
     def _held_tokens(self) -> int:
         """Tokens the caches of sequences in decode have room for."""
@@ -220,30 +220,32 @@ class BlockExecutor:
         return sum(pool.num_tokens for pool in self._pools) + sum(segments.values())
 
     def _take(
-        self, queue: _Queue, room: Room, requests: Mapping[int, GenerationRequest]
-    ) -> Block | None:
+        self, queue: _Queue, budget: BlockBudget, requests: Mapping[int, GenerationRequest]
+    ) -> PrefillBlock | None:
         # While sequences are in decode, what does not fit can wait for them to finish.
         at_least = 0 if self._pools else 1
         while True:
             cut = queue.pending.take(
-                room, at_least=at_least, min_kept=chunks.MIN_KEPT, max_kept=self._most_kept
+                budget, at_least=at_least, min_kept=chunks.MIN_KEPT, max_kept=self._most_kept
             )
             if not cut.requests:
                 return None
             jobs = [Job(index, requests[index], self._model) for index in cut.requests]
-            block = Block(cut, jobs, queue.kept, self._num_blocks + 1, self._model, self.policy)
-            excess = block.cached_tokens / max(1, room.cached_tokens)
+            block = PrefillBlock(
+                cut, jobs, queue.kept, self._num_blocks + 1, self._model, self.policy
+            )
+            excess = block.cached_tokens / max(1, budget.cached_tokens)
             if excess <= 1 or not block.num_decoding or len(jobs) == at_least:
                 break
             queue.pending.put_back()
             fewer = min(block.num_decoding - 1, int(block.num_decoding / excess))
-            room = replace(room, sequences=fewer)
+            budget = replace(budget, sequences=fewer)
         self._num_blocks += 1
         self._repeated.forget()  # new prompts need the memory
         block.begin()
         return block
 
-    def _run_pass(self, blocks: Sequence[tuple[_Queue, Block]]) -> list[DecodeMicroBatch]:
+    def _run_pass(self, blocks: Sequence[tuple[_Queue, PrefillBlock]]) -> list[DecodeMicroBatch]:
         """Prefill blocks and add a token to each sequence in decode; return the latter."""
         shared_reads = SharedReads(self._model.spec.max_positions)
         decode = [
@@ -275,7 +277,7 @@ class BlockExecutor:
 
     def _account(
         self,
-        blocks: Sequence[tuple[_Queue, Block]],
+        blocks: Sequence[tuple[_Queue, PrefillBlock]],
         decode: Sequence[DecodeMicroBatch],
         cost: Cost,
     ) -> None:
@@ -301,7 +303,7 @@ class BlockExecutor:
                     peak_bytes=peak_bytes,
                 )
 
-    def _retire(self, blocks: Sequence[Block], on_result: OnResult) -> None:
+    def _retire(self, blocks: Sequence[PrefillBlock], on_result: OnResult) -> None:
         """Report what has finished, free its cache and pack the rest anew."""
         finished = [job for block in blocks for job in block.jobs if job.finished]
         pools = self._pools + [pool for block in blocks for pool in block.pools]

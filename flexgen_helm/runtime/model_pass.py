@@ -12,10 +12,10 @@ from flexgen_helm.model import opt
 from flexgen_helm.offload.link import Mark
 from flexgen_helm.offload.weights import EMBEDDINGS, Part, layer_part
 from flexgen_helm.runtime.activations import Activations
-from flexgen_helm.runtime.block import Block
 from flexgen_helm.runtime.decode import DecodeMicroBatch
 from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.runtime.prefill import PrefillMicroBatch
+from flexgen_helm.runtime.prefill_block import PrefillBlock
 from flexgen_helm.runtime.read_ahead import ReadAhead
 from flexgen_helm.runtime.schedule import Half, Turn, block_schedule, turns_of_pass
 from flexgen_helm.specs.chunks import LINKED_READS_IN_MEMORY, READS_BEHIND, READS_IN_MEMORY
@@ -68,7 +68,7 @@ class ModelPass:
         """Whether weights stay as they are stored, as few rows are multiplied with them. What is
         dequantized serves all micro-batches: it is for rows of the pass, whatever each has."""
 
-    def run(self, blocks: Sequence[Block] = ()) -> list[Tensor]:
+    def run(self, blocks: Sequence[PrefillBlock] = ()) -> list[Tensor]:
         """Return, per micro-batch, last hidden states of the rows that are needed.
 
         Args:

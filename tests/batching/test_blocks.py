@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexgen_helm.batching.blocks import Demand, PendingRequests, Room, cut
+from flexgen_helm.batching.blocks import BlockBudget, Demand, PendingRequests, cut
 
 DECODES, PREFILL_ONLY = Demand(sequences=1, new_tokens=5), Demand(sequences=0, new_tokens=0)
-AMPLE = Room(sequences=1000, cached_tokens=100_000, prompt_tokens=100_000)
+AMPLE = BlockBudget(sequences=1000, cached_tokens=100_000, prompt_tokens=100_000)
 
 
 def make_pending(prompts, **options):
@@ -15,8 +15,8 @@ def make_pending(prompts, **options):
     return PendingRequests(dict(enumerate(prompts)), demands, **options)
 
 
-def room(**changes):
-    return Room(**{**vars(AMPLE), **changes})
+def budget(**changes):
+    return BlockBudget(**{**vars(AMPLE), **changes})
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,11 @@ def room(**changes):
     ],
 )
 def test_cut(demand, limits, end):
-    assert cut([10, 10, 10, 10], [0, 6, 6, 6], [demand] * 4, 0, room(**limits)) == end
+    assert cut([10, 10, 10, 10], [0, 6, 6, 6], [demand] * 4, 0, budget(**limits)) == end
 
 
 def test_a_position_costs_what_it_does_not_share_with_the_one_before():
-    two = room(prompt_tokens=8)
+    two = budget(prompt_tokens=8)
     assert cut([10, 10, 10, 10], [0, 6, 6, 6], [PREFILL_ONLY] * 4, 1, two, kept=6) == 3
 
 
@@ -43,9 +43,9 @@ def test_what_the_block_before_has_left_is_cached_but_not_computed_again():
     lengths, shared, demands = [10, 10], [7, 6], [DECODES] * 2
     first = 10 + 5
     for cached, end in ((first - 1, 0), (first, 1), (first + 4 + 5, 2)):
-        assert cut(lengths, shared, demands, 0, room(cached_tokens=cached), kept=7) == end
+        assert cut(lengths, shared, demands, 0, budget(cached_tokens=cached), kept=7) == end
     for tokens, end in ((2, 0), (3, 1), (3 + 4, 2)):
-        assert cut(lengths, shared, demands, 0, room(prompt_tokens=tokens), kept=7) == end
+        assert cut(lengths, shared, demands, 0, budget(prompt_tokens=tokens), kept=7) == end
 
 
 @given(
@@ -60,7 +60,7 @@ def test_blocks_hold_every_request_once_and_say_what_the_next_shares(
     pending = make_pending(prompts)
     blocks = []
     while pending:
-        limits = room(prompt_tokens=tokens)
+        limits = budget(prompt_tokens=tokens)
         blocks.append(pending.take(limits, at_least=1, min_kept=min_kept, max_kept=max_kept))
     taken = [prompts[index] for block in blocks for index in block.requests]
     assert taken == sorted(prompts)
@@ -77,15 +77,15 @@ def test_blocks_hold_every_request_once_and_say_what_the_next_shares(
 
 def test_what_does_not_fit_waits_unless_it_must_be_taken():
     pending = make_pending([[1, 2, 3]])
-    assert pending.take(room(prompt_tokens=2), at_least=0, min_kept=1).requests == ()
+    assert pending.take(budget(prompt_tokens=2), at_least=0, min_kept=1).requests == ()
     assert pending
-    assert pending.take(room(prompt_tokens=2), at_least=1, min_kept=1).requests == (0,)
+    assert pending.take(budget(prompt_tokens=2), at_least=1, min_kept=1).requests == (0,)
     assert not pending
 
 
 def test_what_was_put_back_is_taken_again():
     pending = make_pending([[1, 2, 3], [1, 2, 4], [1, 2, 5]])
-    few = room(prompt_tokens=4)
+    few = budget(prompt_tokens=4)
     first = pending.take(few, at_least=1, min_kept=1)
     second = pending.take(few, at_least=1, min_kept=1)
     assert (first.keep, second.shared) == (2, (2,))
@@ -106,9 +106,9 @@ def test_what_was_put_back_is_taken_again():
 )
 def test_waiting_gains_only_where_room_to_cache_is_short(limits, gains):
     pending = make_pending([[index] * 10 for index in range(5)])
-    assert pending.gains_by_waiting(room(**limits)) == gains
+    assert pending.gains_by_waiting(budget(**limits)) == gains
     pending.take(AMPLE, at_least=0, min_kept=1)
-    assert not pending.gains_by_waiting(room(**limits)), "nothing is left"
+    assert not pending.gains_by_waiting(budget(**limits)), "nothing is left"
 
 
 def test_without_sharing_requests_stay_in_order():

@@ -34,7 +34,7 @@ from flexgen_helm.runtime.sequence import Sequence
 from flexgen_helm.specs.policy import Policy
 
 
-class Block:
+class PrefillBlock:
     """Requests in prefill.
 
     Args:
