@@ -13,7 +13,7 @@ from helm.common.request import Request, RequestResult
 
 from flexgen_helm.adapter.backend import DEFAULT_BACKEND, EngineSettings
 from flexgen_helm.adapter.cache import CacheKey, ResponseCache, cache_key
-from flexgen_helm.adapter.compute import Job, log_unexpected
+from flexgen_helm.adapter.compute import ComputeJob, log_unexpected
 from flexgen_helm.adapter.convert import (
     check_supported,
     to_failure,
@@ -153,7 +153,7 @@ class FlexGenClient(CachingClient):
             start_token=self._start_token,
         )
 
-    def job(self, request: Request) -> Job:
+    def job(self, request: Request) -> ComputeJob:
         """Return what the engine has to compute for a request."""
         prompt = encode_prompt(
             request.prompt,
@@ -161,7 +161,7 @@ class FlexGenClient(CachingClient):
             start_token=self._start_token,
             shares=request.echo_prompt,
         )
-        return Job(prompt=prompt, request=to_generation_request(request, prompt))
+        return ComputeJob(prompt=prompt, request=to_generation_request(request, prompt))
 
     def responses(self, requests: Sequence[Request]) -> list[tuple[Response, int]]:
         """Return the prepared answers to these requests, and how many equal ones each answers."""

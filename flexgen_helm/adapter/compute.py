@@ -23,7 +23,7 @@ OnOutcome = Callable[[int, Outcome], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class ComputeJob:
     """A request to compute."""
 
     prompt: EncodedPrompt
@@ -32,7 +32,7 @@ class Job:
 
 def compute(
     borrow_engine: Callable[[], AbstractContextManager[GenerationEngine]],
-    jobs: Sequence[Job],
+    jobs: Sequence[ComputeJob],
     on_outcome: OnOutcome,
 ) -> None:
     """Compute jobs together and report the outcome of each, once, by its index.
@@ -61,7 +61,7 @@ def log_unexpected(error: Exception) -> None:
         hexception(error)
 
 
-def _generate(engine: GenerationEngine, jobs: Sequence[Job], report: OnOutcome) -> None:
+def _generate(engine: GenerationEngine, jobs: Sequence[ComputeJob], report: OnOutcome) -> None:
     engine.generate(
         [job.request for job in jobs],
         on_result=lambda index, result: report(index, _respond(engine, jobs[index], result)),
@@ -69,7 +69,7 @@ def _generate(engine: GenerationEngine, jobs: Sequence[Job], report: OnOutcome) 
     )
 
 
-def _respond(engine: GenerationEngine, job: Job, result: GenerationResult) -> Response:
+def _respond(engine: GenerationEngine, job: ComputeJob, result: GenerationResult) -> Response:
     return write_response(
         result,
         engine=engine.description,

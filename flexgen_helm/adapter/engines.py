@@ -18,7 +18,7 @@ from helm.common.hierarchical_logger import hexception
 from helm.common.object_spec import get_class_by_name
 
 from flexgen_helm.adapter.backend import Backend, EngineSettings, GenerationEngine, Identity
-from flexgen_helm.adapter.compute import Job, Outcome, compute
+from flexgen_helm.adapter.compute import ComputeJob, Outcome, compute
 from flexgen_helm.adapter.responses import Response
 from flexgen_helm.batching.request_queue import RequestQueue
 from flexgen_helm.errors import EngineClosedError
@@ -64,7 +64,7 @@ class EngineService:
         self._settings = settings
         self._slot = slot
         self._lock = threading.Lock()
-        self._queue: RequestQueue[Job, Response] = RequestQueue(self._run_batch)
+        self._queue: RequestQueue[ComputeJob, Response] = RequestQueue(self._run_batch)
 
     @property
     def identity(self) -> Identity:
@@ -78,7 +78,7 @@ class EngineService:
                 raise self._identity
             return self._identity
 
-    def submit(self, job: Job) -> Future[Response]:
+    def submit(self, job: ComputeJob) -> Future[Response]:
         """Compute a job together with what other threads submit at about the same time."""
         return self._queue.submit(job)
 
@@ -111,7 +111,7 @@ class EngineService:
         except Exception as error:
             return error
 
-    def _run_batch(self, jobs: Sequence[Job]) -> list[Outcome]:
+    def _run_batch(self, jobs: Sequence[ComputeJob]) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
         compute(self.engine, jobs, outcomes.__setitem__)
         return [outcomes[index] for index in range(len(jobs))]

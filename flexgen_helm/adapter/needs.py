@@ -14,29 +14,31 @@ from urllib.parse import urlsplit
 from helm.benchmark.model_deployment_registry import get_model_deployment
 from helm.benchmark.tokenizer_config_registry import get_tokenizer_config
 
-from flexgen_helm.adapter.offline import responds
+from flexgen_helm.adapter.offline import answers_request
 from flexgen_helm.errors import CheckpointError, StagingError
 from flexgen_helm.specs.checkpoint_files import is_fetched, is_hub_id
 from flexgen_helm.staging.layouts import LAYOUTS, files_of_entry, missing_files, scenario_of_entry
 
-Responds = Callable[[str], bool]
-"""Whether a URL can be reached."""
+AnswersRequest = Callable[[str], bool]
+"""Whether a request for a URL is answered."""
 
 
-def require_data(runs: Iterable[str], output_path: Path, responds: Responds = responds) -> None:
+def require_data(
+    runs: Iterable[str], output_path: Path, answers_request: AnswersRequest = answers_request
+) -> None:
     """Refuse runs whose data are neither here nor to be had.
 
     Args:
         runs: their names.
         output_path: of HELM.
-        responds: what is asked where something is missing.
+        answers_request: what is asked where something is missing.
 
     Raises:
         StagingError: some data are missing, and what HELM would download them from is out of reach.
     """
     missing = missing_data(runs, output_path / "scenarios")
     urls = {scenario: LAYOUTS[scenario].url for scenario in missing}
-    away = out_of_reach(urls.values(), responds)
+    away = out_of_reach(urls.values(), answers_request)
     lost = [scenario for scenario in missing if urls[scenario] in away]
     if lost:
         files = "; ".join(f"{scenario}: {', '.join(missing[scenario])}" for scenario in lost)
@@ -64,12 +66,14 @@ def missing_data(runs: Iterable[str], scenarios: Path) -> dict[str, list[str]]:
     return {scenario: list(files) for scenario, files in missing.items() if files}
 
 
-def require_checkpoints(deployments: Iterable[str], responds: Responds = responds) -> None:
+def require_checkpoints(
+    deployments: Iterable[str], answers_request: AnswersRequest = answers_request
+) -> None:
     """Refuse deployments of whose checkpoint or tokenizer there is nothing here, nor to be had.
 
     Args:
         deployments: their names.
-        responds: what is asked where something is missing.
+        answers_request: what is asked where something is missing.
 
     Raises:
         CheckpointError: one is on the hub only, which is out of reach.
@@ -78,7 +82,7 @@ def require_checkpoints(deployments: Iterable[str], responds: Responds = respond
 
     sources = dict.fromkeys(source for name in deployments for source in _sources(name))
     missing = [source for source in sources if is_hub_id(source) and not _is_here(source)]
-    if missing and (HF_HUB_OFFLINE or not responds(ENDPOINT)):
+    if missing and (HF_HUB_OFFLINE or not answers_request(ENDPOINT)):
         raise CheckpointError(
             f"{' and '.join(missing)} of the hub has not been fetched, and {ENDPOINT} cannot be"
             f" reached: run hf download {missing[0]} on a machine with a network and copy its cache"
@@ -101,9 +105,9 @@ def _is_here(source: str) -> bool:
     return Path(source).is_dir() or is_fetched(source)
 
 
-def out_of_reach(urls: Iterable[str], responds: Responds) -> set[str]:
+def out_of_reach(urls: Iterable[str], answers_request: AnswersRequest) -> set[str]:
     """Return those URLs that cannot be reached."""
     distinct = list(dict.fromkeys(urls))
     with ThreadPoolExecutor(max(1, len(distinct))) as threads:
-        answers = dict(zip(distinct, threads.map(responds, distinct), strict=True))
+        answers = dict(zip(distinct, threads.map(answers_request, distinct), strict=True))
     return {url for url, answer in answers.items() if not answer}

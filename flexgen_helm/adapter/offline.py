@@ -26,7 +26,7 @@ PATIENCE_S = 3.0
 
 def bound_downloads() -> None:
     """Let nltk not try to download where it would wait in vain; HELM takes that as a failed try."""
-    if _has_tokenizer() or _behind_proxy() or is_reachable(HOST, timeout_s=PATIENCE_S):
+    if _has_tokenizer() or _behind_proxy() or accepts_connection(HOST, timeout_s=PATIENCE_S):
         return
     import nltk
 
@@ -37,13 +37,13 @@ def bound_downloads() -> None:
     nltk.download = lambda *_, **__: False
 
 
-def is_reachable(host: str, *, timeout_s: float) -> bool:
-    """Whether a TLS port answers."""
+def accepts_connection(host: str, *, timeout_s: float) -> bool:
+    """Whether a host takes a connection to its TLS port, with no proxy in between."""
     return _in_time(lambda: _connects(host, timeout_s), timeout_s)
 
 
-def responds(url: str, *, timeout_s: float = 10.0) -> bool:
-    """Whether a server answers, whatever it may say, through a proxy if there is one."""
+def answers_request(url: str, *, timeout_s: float = 10.0) -> bool:
+    """Whether a server answers a request, whatever it may say, through a proxy if there is one."""
     return _in_time(lambda: _answers(url, timeout_s), timeout_s)
 
 

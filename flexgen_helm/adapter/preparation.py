@@ -15,7 +15,7 @@ from helm.common.request import Request
 
 from flexgen_helm.adapter.backend import GenerationEngine
 from flexgen_helm.adapter.cache import CacheKey, ResponseCache, key_text
-from flexgen_helm.adapter.compute import Job, Outcome, compute
+from flexgen_helm.adapter.compute import ComputeJob, Outcome, compute
 from flexgen_helm.adapter.progress import SuiteProgress
 from flexgen_helm.adapter.responses import Response
 
@@ -75,7 +75,7 @@ class Deployed:
     key_of: Callable[[Request], CacheKey]
     """Raises for a request that cannot be served."""
 
-    job_of: Callable[[Request], Job]
+    job_of: Callable[[Request], ComputeJob]
     """Raises likewise."""
 
     cache: ResponseCache
@@ -125,7 +125,7 @@ def _look_up(
 
 def _make_jobs(
     deployed: Deployed, missing: Sequence[tuple[CacheKey, Request]], answers: Answers
-) -> list[tuple[CacheKey, Job]]:
+) -> list[tuple[CacheKey, ComputeJob]]:
     jobs = []
     for key, request in missing:
         try:
@@ -137,7 +137,7 @@ def _make_jobs(
 
 def _compute(
     deployed: Deployed,
-    jobs: Sequence[tuple[CacheKey, Job]],
+    jobs: Sequence[tuple[CacheKey, ComputeJob]],
     store: KeyValueStore,
     answers: Answers,
     progress: SuiteProgress,

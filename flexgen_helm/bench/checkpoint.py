@@ -18,7 +18,7 @@ SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class ModelShape:
     """Sizes of an OPT decoder; fields are named as in ``config.json``."""
 
     name: str
@@ -43,7 +43,7 @@ class Shape:
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape(
+        ModelShape(
             name="opt-125m",
             hidden_size=768,
             num_hidden_layers=12,
@@ -51,7 +51,7 @@ SHAPES = {
             ffn_dim=3072,
             init_std=0.04,
         ),
-        Shape(
+        ModelShape(
             name="opt-1.3b",
             hidden_size=2048,
             num_hidden_layers=24,
@@ -59,7 +59,7 @@ SHAPES = {
             ffn_dim=8192,
             init_std=0.02,
         ),
-        Shape(
+        ModelShape(
             name="tiny",
             hidden_size=32,
             num_hidden_layers=2,
@@ -73,7 +73,7 @@ SHAPES = {
 
 
 def random_checkpoint(
-    shape: Shape, *, tokenizer: Path, parent: Path, dtype: str = "float16"
+    shape: ModelShape, *, tokenizer: Path, parent: Path, dtype: str = "float16"
 ) -> Path:
     """Return the directory of such a checkpoint in `parent`, written unless it is there.
 
@@ -94,14 +94,14 @@ def random_checkpoint(
     return directory
 
 
-def _write(shape: Shape, *, tokenizer: Path, directory: Path, dtype: str) -> None:
+def _write(shape: ModelShape, *, tokenizer: Path, directory: Path, dtype: str) -> None:
     directory.mkdir(parents=True)
     for file in tokenizer.iterdir():
         shutil.copyfile(file, directory / file.name)
     _random_model(shape, dtype).save_pretrained(directory)
 
 
-def _random_model(shape: Shape, dtype: str) -> OPTForCausalLM:
+def _random_model(shape: ModelShape, dtype: str) -> OPTForCausalLM:
     import torch
     from transformers import OPTConfig, OPTForCausalLM
 

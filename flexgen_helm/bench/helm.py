@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 
 from flexgen_helm.bench.clients import OURS, THEIRS, Client, our_client, peer_client
-from flexgen_helm.bench.helm_run import Run, RunRow, Site, Size, Timed, timed_run
+from flexgen_helm.bench.helm_run import HelmRun, RunRow, Site, Size, Timed, timed_run
 from flexgen_helm.bench.report import Cell, Report
 from flexgen_helm.bench.scores import ScoreRow, compare_runs
 from flexgen_helm.bench.suites import Suite
@@ -85,7 +85,7 @@ class HelmSession:
             CommandError: it failed.
         """
         number = len(self.rows) + 1
-        run = Run(suite=suite, client=client, size=size, stage=stage, number=number)
+        run = HelmRun(suite=suite, client=client, size=size, stage=stage, number=number)
         timed = timed_run(run, self.site)
         self.rows.append(timed.row)
         self._announce(timed.row)

@@ -50,7 +50,7 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class HelmRun:
     """A `helm-run` to be made."""
 
     suite: Suite
@@ -99,7 +99,7 @@ class Timed(NamedTuple):
     results: Path
 
 
-def timed_run(run: Run, site: Site) -> Timed:
+def timed_run(run: HelmRun, site: Site) -> Timed:
     """Run a suite with nothing in HELM's request cache.
 
     Raises:
@@ -120,7 +120,7 @@ def timed_run(run: Run, site: Site) -> Timed:
     return Timed(row=row, results=results)
 
 
-def helm_command(run: Run, *, output: Path, local_path: Path) -> list[str]:
+def helm_command(run: HelmRun, *, output: Path, local_path: Path) -> list[str]:
     """Return the command line: `helm-run` of this environment with what the run asks for."""
     return [
         *(sys.executable, "-m", *run.client.program),
@@ -176,7 +176,7 @@ def execution_seconds(log: Path) -> float:
     return sum(seconds)
 
 
-def _row(run: Run, results: Path, *, wall_s: float, execution_s: float) -> RunRow:
+def _row(run: HelmRun, results: Path, *, wall_s: float, execution_s: float) -> RunRow:
     [cost] = efficiency(results).to_dict("records")
     return RunRow(
         suite=run.suite.name,

@@ -73,7 +73,7 @@ class ScoreRow:
     """Its metric."""
 
 
-class Answer(NamedTuple):
+class AnsweredPrompt(NamedTuple):
     """A request and what came of it."""
 
     prompt: str
@@ -128,12 +128,12 @@ def _main_score(results: Path) -> tuple[str, float]:
     return row["metric"], row["score"]
 
 
-def _answers(results: Path) -> list[Answer]:
+def _answers(results: Path) -> list[AnsweredPrompt]:
     """Return what was asked, in HELM's order."""
     [path] = results.glob("*/scenario_state.json")
     states = json.loads(path.read_text(encoding="utf-8"))["request_states"]
     return [
-        Answer(
+        AnsweredPrompt(
             prompt=state["request"]["prompt"],
             texts=[completion["text"] for completion in state["result"]["completions"]],
         )

@@ -47,7 +47,7 @@ class Batch:
     hints: torch.Tensor
 
 
-class Source(ABC):
+class PromptSource(ABC):
     """Draws prompts of one skill; two sources with the same arguments give the same prompts."""
 
     instructions: str
@@ -88,7 +88,7 @@ class Source(ABC):
         ]
 
 
-class DyckSource(Source):
+class DyckSource(PromptSource):
     """Bracket sequences; the question is as long as HELM's, its few-shot examples are short."""
 
     instructions = DYCK_INSTRUCTIONS
@@ -106,7 +106,7 @@ class DyckSource(Source):
         return [self._encoder.dyck(shape, pairs=pairs, rng=self._rng) for shape in shapes]
 
 
-class ReasoningSource(Source):
+class ReasoningSource(PromptSource):
     """One mode of HELM's synthetic reasoning scenario."""
 
     instructions = REASONING_INSTRUCTIONS

@@ -33,7 +33,7 @@ PROMPTS_AT_ONCE = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class TaskScore:
     """Shares of right answers, from 0 to 1."""
 
     exact: float
@@ -96,13 +96,13 @@ def cut(text: str, stops: Sequence[str]) -> str:
     return text
 
 
-def score(entry: str, asked: Sequence[Question], texts: Sequence[str]) -> Score:
+def score(entry: str, asked: Sequence[Question], texts: Sequence[str]) -> TaskScore:
     """Both metrics, averaged over the questions."""
 
     def mean(metric: Callable[[str, str], float]) -> float:
         return sum(metric(q.answer, t) for q, t in zip(asked, texts, strict=True)) / len(asked)
 
-    return Score(exact=mean(exact_match), main=mean(main_metric(entry)))
+    return TaskScore(exact=mean(exact_match), main=mean(main_metric(entry)))
 
 
 def table(

@@ -6,7 +6,7 @@ With greedy decoding that is the same as generating the whole answer and compari
 import torch
 from transformers import OPTForCausalLM
 
-from flexgen_helm.embedded.batches import Form, Source, collate
+from flexgen_helm.embedded.batches import Form, PromptSource, collate
 from flexgen_helm.embedded.prompts import IGNORED, Tokens
 
 PROMPTS_AT_ONCE = 32
@@ -24,7 +24,7 @@ def answer_start(prompt: Tokens) -> int:
 
 
 @torch.inference_mode()
-def accuracy(model: OPTForCausalLM, source: Source, form: Form, *, count: int) -> float:
+def accuracy(model: OPTForCausalLM, source: PromptSource, form: Form, *, count: int) -> float:
     """Share of `count` held-out prompts whose last answer is right throughout."""
     prompts = [source.prompt(form) for _ in range(count)]
     right = 0

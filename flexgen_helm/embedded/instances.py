@@ -14,7 +14,7 @@ PAIRS = (("(", ")"), ("[", "]"), ("{", "}"), ("<", ">"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class DyckShape:
     """A Dyck prefix with its bracket types forgotten: HELM draws the types independently."""
 
     prefix: str
@@ -43,7 +43,7 @@ def evaluated_shapes() -> frozenset[str]:
     return frozenset(shape_of(instance.input.text) for instance in instances)
 
 
-def dyck_shapes(*, seed: int, count: int, long: bool) -> list[Shape]:
+def dyck_shapes(*, seed: int, count: int, long: bool) -> list[DyckShape]:
     """`count` shapes as long as HELM's test inputs, or else as its few-shot examples."""
     evaluated = evaluated_shapes()
     random.seed(seed)
@@ -54,12 +54,12 @@ def dyck_shapes(*, seed: int, count: int, long: bool) -> list[Shape]:
         if long
         else (scenario.min_seq_train_length, scenario.max_seq_train_length)
     )
-    shapes: list[Shape] = []
+    shapes: list[DyckShape] = []
     while len(shapes) < count:
         text, output = scenario.create_input_output(*bounds)
         prefix = shape_of(text)
         if prefix not in evaluated:
-            shapes.append(Shape(prefix=prefix, closings=len(output.split())))
+            shapes.append(DyckShape(prefix=prefix, closings=len(output.split())))
     return shapes
 
 

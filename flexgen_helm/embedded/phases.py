@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase:
+class TrainingPhase:
     """A run of the optimizer with one schedule; the next phase starts from what it wrote."""
 
     name: str
@@ -29,7 +29,7 @@ class Phase:
         return self.peak_rate * rise * (0.02 + 0.98 * fall)
 
 
-LEARN = Phase(
+LEARN = TrainingPhase(
     name="learn",
     steps=3200,
     warm_up_prompts=1200,
@@ -39,7 +39,7 @@ LEARN = Phase(
     hint_weight=0.5,
     seed_offset=0,
 )
-COOL_DOWN = Phase(
+COOL_DOWN = TrainingPhase(
     name="cool down",
     steps=2400,
     warm_up_prompts=0,

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from flexgen_helm.embedded.batches import DyckSource, Form, ReasoningSource, Source
+from flexgen_helm.embedded.batches import DyckSource, Form, PromptSource, ReasoningSource
 from flexgen_helm.embedded.tasks import Encoder
 
 
 class MakesSource(Protocol):
     """Builds a source whose pools have `share` of their full size."""
 
-    def __call__(self, encoder: Encoder, *, seed: int, share: float) -> Source: ...
+    def __call__(self, encoder: Encoder, *, seed: int, share: float) -> PromptSource: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +41,12 @@ class Skill:
         return Form(examples=(count, count), instructions=True, long=True, furthest_offset=0)
 
 
-def dyck_source(encoder: Encoder, *, seed: int, share: float) -> Source:
+def dyck_source(encoder: Encoder, *, seed: int, share: float) -> PromptSource:
     """Bracket sequences of two to four types."""
     return DyckSource(encoder, seed=seed, shapes=scaled(6000, share))
 
 
-def reasoning_source(mode: str, encoder: Encoder, *, seed: int, share: float) -> Source:
+def reasoning_source(mode: str, encoder: Encoder, *, seed: int, share: float) -> PromptSource:
     """Instances of one synthetic reasoning mode."""
     instances = scaled(60_000, share)
     return ReasoningSource(encoder, mode=mode, seed=seed, instances=instances)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from helm.benchmark.scenarios.scenario import Instance
 from tokenizers import Tokenizer
 
-from flexgen_helm.embedded.instances import PAIRS, Shape, evaluated_shapes
+from flexgen_helm.embedded.instances import PAIRS, DyckShape, evaluated_shapes
 from flexgen_helm.embedded.prompts import IGNORED, Tokens
 
 CLOSING: dict[str, str] = dict(PAIRS)
@@ -84,7 +84,9 @@ class Encoder:
         """Token ids without the leading `</s>`."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def dyck(self, shape: Shape, *, pairs: Sequence[tuple[str, str]], rng: random.Random) -> Tokens:
+    def dyck(
+        self, shape: DyckShape, *, pairs: Sequence[tuple[str, str]], rng: random.Random
+    ) -> Tokens:
         """`Input: ( [` and its closings; prefixes that HELM evaluates carry no label."""
         start = self.ids("Input:")
         whole = shape.prefix + ")" * shape.closings

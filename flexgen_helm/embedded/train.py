@@ -13,12 +13,12 @@ from torch.multiprocessing.spawn import start_processes
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from flexgen_helm.embedded.batches import Batch, Form, Source
+from flexgen_helm.embedded.batches import Batch, Form, PromptSource
 from flexgen_helm.embedded.heldout import accuracy
 from flexgen_helm.embedded.learner import Learner, learner_from, new_learner
 from flexgen_helm.embedded.model import save
 from flexgen_helm.embedded.parallel import Exchange
-from flexgen_helm.embedded.phases import PHASES, Phase
+from flexgen_helm.embedded.phases import PHASES, TrainingPhase
 from flexgen_helm.embedded.skills import SKILLS, Skill, scaled
 from flexgen_helm.embedded.tasks import Encoder
 from flexgen_helm.embedded.tokenizer import train_tokenizer
@@ -41,7 +41,7 @@ def source_seeds(seed: int) -> Seeds:
     return Seeds(training=1000 * seed + 1000, held_out=1000 * seed + 1500)
 
 
-def batches(source: Source, forms: Sequence[tuple[Form, int]]) -> Iterator[Batch]:
+def batches(source: PromptSource, forms: Sequence[tuple[Form, int]]) -> Iterator[Batch]:
     """For each form in turn, as many batches as asked for."""
     for form, count in forms:
         waiting: list[Batch] = []
@@ -51,7 +51,7 @@ def batches(source: Source, forms: Sequence[tuple[Form, int]]) -> Iterator[Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainingRun:
     """What all workers of one training run agree on."""
 
     out: Path
@@ -62,27 +62,29 @@ class Run:
     skills: tuple[Skill, ...] = SKILLS
     """One worker trains each."""
 
-    def learner(self, phase: Phase) -> Learner:
+    def learner(self, phase: TrainingPhase) -> Learner:
         """The first phase starts from random weights, the next from what that one wrote."""
         if phase == PHASES[0]:
             return new_learner(len(self.tokenizer), seed=self.seed)
         return learner_from(self.out)
 
-    def steps(self, phase: Phase) -> int:
+    def steps(self, phase: TrainingPhase) -> int:
         return max(1, round(phase.steps * self.scale))
 
-    def forms(self, phase: Phase, skill: Skill) -> list[tuple[Form, int]]:
+    def forms(self, phase: TrainingPhase, skill: Skill) -> list[tuple[Form, int]]:
         """Short prompts first, then prompts like HELM's, with the number of steps for each."""
         short = round(phase.warm_up_prompts * self.scale)
         return [(skill.warm_up, short), (skill.practice, self.steps(phase) - short)]
 
-    def reports_after(self, step: int, phase: Phase) -> bool:
+    def reports_after(self, step: int, phase: TrainingPhase) -> bool:
         """Whether to measure, report and save after this step."""
         done, steps = step + 1, self.steps(phase)
         return done % max(1, steps // REPORTS) == 0 or done == steps
 
 
-def report(run: Run, phase: Phase, progress: torch.Tensor, *, done: int, seconds: float) -> None:
+def report(
+    run: TrainingRun, phase: TrainingPhase, progress: torch.Tensor, *, done: int, seconds: float
+) -> None:
     """Print a line; `progress` has a row (loss, held-out accuracy) for each skill."""
     steps = run.steps(phase)
     left = seconds / done * (steps - done)
@@ -96,7 +98,7 @@ def report(run: Run, phase: Phase, progress: torch.Tensor, *, done: int, seconds
     )
 
 
-def work(worker: int, run: Run, phase: Phase, exchange: Exchange) -> None:
+def work(worker: int, run: TrainingRun, phase: TrainingPhase, exchange: Exchange) -> None:
     """Train on the batches of one skill, with the gradient that all workers share."""
     logging.disable_progress_bar()
     torch.set_num_threads(1)
@@ -122,7 +124,7 @@ def work(worker: int, run: Run, phase: Phase, exchange: Exchange) -> None:
                 save(learner.model, run.tokenizer, run.out)
 
 
-def train(run: Run, phases: Sequence[Phase] = PHASES) -> None:
+def train(run: TrainingRun, phases: Sequence[TrainingPhase] = PHASES) -> None:
     """Write a checkpoint to `run.out`; an equal run gives equal files on one machine type."""
     for phase in phases:
         size = new_learner(len(run.tokenizer), seed=run.seed).size
@@ -140,7 +142,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer = train_tokenizer()
     scale = arguments.steps_scale
-    train(Run(out=arguments.out, seed=arguments.seed, scale=scale, tokenizer=tokenizer))
+    train(TrainingRun(out=arguments.out, seed=arguments.seed, scale=scale, tokenizer=tokenizer))
 
 
 if __name__ == "__main__":

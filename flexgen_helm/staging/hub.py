@@ -30,7 +30,7 @@ SAMPLED = {"train": 1000, "validation": 200, "test": 1000}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class DataSource:
     """Where a scenario's data are, and how they become HELM's files."""
 
     name: str
@@ -134,34 +134,34 @@ def _json_lines(rows: Iterable[Row], names: tuple[str, ...]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-SOURCES: Mapping[str, Source] = {
-    "boolq": Source(
+SOURCES: Mapping[str, DataSource] = {
+    "boolq": DataSource(
         name="google/boolq",
         files=_boolq,
         note="without contrast sets, which only HELM's perturbation of that name uses",
     ),
-    "gsm": Source(name="openai/gsm8k", config="main", files=_gsm),
-    "imdb": Source(
+    "gsm": DataSource(name="openai/gsm8k", config="main", files=_gsm),
+    "imdb": DataSource(
         name="stanfordnlp/imdb",
         config="plain_text",
         files=_imdb,
         note="in another order than HELM's, so other examples are drawn, and without contrast sets",
     ),
-    "mmlu": Source(name="cais/mmlu", config="all", files=_mmlu),
-    "summarization": Source(
+    "mmlu": DataSource(name="cais/mmlu", config="all", files=_mmlu),
+    "summarization": DataSource(
         name="EdinburghNLP/xsum",
         files=_xsum,
         note="xsum-sampled is a sample of our own, so its scores are not HELM's",
     ),
-    "wikifact": Source(name="", files=_wikifact),
-    "wikitext_103": Source(
+    "wikifact": DataSource(name="", files=_wikifact),
+    "wikitext_103": DataSource(
         name="Salesforce/wikitext", config="wikitext-103-raw-v1", files=_wikitext
     ),
 }
 """By HELM's name of the scenario; a data set without a name has to be given one."""
 
 
-def source_of(scenario: str) -> Source:
+def source_of(scenario: str) -> DataSource:
     """Return the source of a scenario.
 
     Raises:

@@ -3,7 +3,7 @@ import threading
 import pytest
 
 from flexgen_helm.adapter.backend import EngineSettings, Identity
-from flexgen_helm.adapter.compute import Job, compute
+from flexgen_helm.adapter.compute import ComputeJob, compute
 from flexgen_helm.adapter.engine_process import ProcessBackend
 from flexgen_helm.adapter.engines import EngineRegistry, EngineSlot, backend_of
 from flexgen_helm.adapter.fake import FakeBackend
@@ -20,7 +20,7 @@ def settings(checkpoint="a", **fields):
 
 def job(*token_ids):
     prompt = EncodedPrompt(token_ids=token_ids, texts=())
-    return Job(prompt=prompt, request=GenerationRequest(prompt_token_ids=token_ids))
+    return ComputeJob(prompt=prompt, request=GenerationRequest(prompt_token_ids=token_ids))
 
 
 def test_one_engine_stays_in_memory(watch):

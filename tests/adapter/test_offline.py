@@ -17,7 +17,7 @@ def nowhere(monkeypatch):
     monkeypatch.setattr(nltk.data, "path", [])
     monkeypatch.delenv("HTTPS_PROXY", raising=False)
     monkeypatch.delenv("https_proxy", raising=False)
-    monkeypatch.setattr(offline, "is_reachable", lambda *_, **__: False)
+    monkeypatch.setattr(offline, "accepts_connection", lambda *_, **__: False)
     monkeypatch.setattr(nltk, "download", download := pytest.fail)
     return download
 
@@ -45,7 +45,7 @@ def test_downloads_are_left_alone_behind_a_proxy(nowhere, monkeypatch):
 
 
 def test_downloads_are_left_alone_with_network(nowhere, monkeypatch):
-    monkeypatch.setattr(offline, "is_reachable", lambda *_, **__: True)
+    monkeypatch.setattr(offline, "accepts_connection", lambda *_, **__: True)
     offline.bound_downloads()
     assert nltk.download is nowhere
 
@@ -59,7 +59,7 @@ def test_a_network_that_swallows_everything_is_given_up_in_time(monkeypatch):
 
     monkeypatch.setattr(socket, "create_connection", swallow)
     start = time.monotonic()
-    assert not offline.is_reachable("example.org", timeout_s=0.05)
+    assert not offline.accepts_connection("example.org", timeout_s=0.05)
     assert time.monotonic() - start < 5
     given_up.set()
 
@@ -69,7 +69,7 @@ def test_a_refused_connection_is_no_network(monkeypatch):
         raise ConnectionRefusedError
 
     monkeypatch.setattr(socket, "create_connection", refuse)
-    assert not offline.is_reachable("example.org", timeout_s=5)
+    assert not offline.accepts_connection("example.org", timeout_s=5)
 
 
 @pytest.mark.parametrize(
@@ -86,4 +86,4 @@ def test_a_server_answers_whatever_it_says_and_a_proxy_is_none(monkeypatch, outc
         raise outcome
 
     monkeypatch.setattr(offline, "urlopen", ask)
-    assert offline.responds("https://example.org") is answer
+    assert offline.answers_request("https://example.org") is answer

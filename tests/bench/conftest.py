@@ -6,7 +6,7 @@ import pytest
 
 from flexgen_helm.bench.checkpoint import SHAPES, random_checkpoint
 from flexgen_helm.bench.clients import our_client, peer_client
-from flexgen_helm.bench.helm_run import Run, Site, Size, timed_run
+from flexgen_helm.bench.helm_run import HelmRun, Site, Size, timed_run
 from flexgen_helm.bench.suites import SUITES, TOKENIZER, stage_data
 from tests.conftest import SHARED_DATA
 
@@ -30,7 +30,7 @@ def timed_pair(tmp_path_factory):
 
     def run(number):
         return timed_run(
-            Run(
+            HelmRun(
                 suite=suite,
                 client=clients[number],
                 size=Size(instances=2, train_trials=1),

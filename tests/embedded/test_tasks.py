@@ -10,7 +10,7 @@ from flexgen_helm.embedded import checkpoint_path
 from flexgen_helm.embedded.batches import PAD, START, collate
 from flexgen_helm.embedded.instances import (
     PAIRS,
-    Shape,
+    DyckShape,
     dyck_shapes,
     evaluated_shapes,
     reasoning_instances,
@@ -30,7 +30,7 @@ ENCODER = Encoder(TOKENIZER.backend_tokenizer)
 
 
 @pytest.mark.parametrize("shape", dyck_shapes(seed=5, count=20, long=False), ids=str)
-def test_a_label_is_what_helm_says_closes_the_prefix(shape: Shape) -> None:
+def test_a_label_is_what_helm_says_closes_the_prefix(shape: DyckShape) -> None:
     symbols = with_types(shape.prefix, PAIRS, random.Random(0))
     scenario = DyckLanguageScenario(num_parenthesis_pairs=4)
     for length, (closing, depth) in enumerate(next_closings(symbols), start=1):
@@ -40,7 +40,9 @@ def test_a_label_is_what_helm_says_closes_the_prefix(shape: Shape) -> None:
 
 
 def test_dyck_tokens_are_the_prompt_and_its_labels() -> None:
-    tokens = ENCODER.dyck(Shape(prefix="(()", closings=1), pairs=[("[", "]")], rng=random.Random(0))
+    tokens = ENCODER.dyck(
+        DyckShape(prefix="(()", closings=1), pairs=[("[", "]")], rng=random.Random(0)
+    )
     assert TOKENIZER.decode(tokens.ids) == "Input: [ [ ] ]"
     assert TOKENIZER.decode(tokens.labels[2:]) == " ] ] ]\n"
     assert tokens.labels[:2] == [IGNORED] * 2
@@ -50,7 +52,7 @@ def test_dyck_tokens_are_the_prompt_and_its_labels() -> None:
 def test_a_prefix_that_helm_asks_about_has_no_label() -> None:
     asked = min(evaluated_shapes(), key=len)
     open_brackets = asked.count("(") - asked.count(")")
-    longer = Shape(prefix=asked + "()", closings=open_brackets)
+    longer = DyckShape(prefix=asked + "()", closings=open_brackets)
     labels = ENCODER.dyck(longer, pairs=PAIRS, rng=random.Random(0)).labels
     start = len(ENCODER.ids("Input:"))
     assert labels[start + len(asked) - 1] == IGNORED
@@ -74,7 +76,9 @@ def test_slots_repeat_for_substitutions_of_two_words() -> None:
 
 
 def test_collate_pads_on_the_right_and_keeps_the_start_at_position_zero() -> None:
-    example = ENCODER.dyck(Shape(prefix="((", closings=2), pairs=[("(", ")")], rng=random.Random(0))
+    example = ENCODER.dyck(
+        DyckShape(prefix="((", closings=2), pairs=[("(", ")")], rng=random.Random(0)
+    )
     long = few_shot([example, example], instructions=[START], gap=ENCODER.break_id)
     short = few_shot([example], instructions=[START], gap=ENCODER.break_id)
     batch = collate([long, short], [0, 7])

@@ -8,15 +8,15 @@ from transformers import AutoTokenizer, OPTForCausalLM
 from flexgen_helm.embedded import checkpoint_path
 from flexgen_helm.embedded.learner import new_learner
 from flexgen_helm.embedded.parallel import Exchange
-from flexgen_helm.embedded.phases import COOL_DOWN, LEARN, PHASES, Phase
+from flexgen_helm.embedded.phases import COOL_DOWN, LEARN, PHASES, TrainingPhase
 from flexgen_helm.embedded.skills import DYCK, SUBSTITUTION, Skill
-from flexgen_helm.embedded.train import Run, train, work
+from flexgen_helm.embedded.train import TrainingRun, train, work
 
 TOKENIZER = AutoTokenizer.from_pretrained(checkpoint_path())
 
 
-def tiny_run(folder: Path, scale: float, skill: Skill) -> Run:
-    return Run(out=folder, seed=3, scale=scale, tokenizer=TOKENIZER, skills=(skill,))
+def tiny_run(folder: Path, scale: float, skill: Skill) -> TrainingRun:
+    return TrainingRun(out=folder, seed=3, scale=scale, tokenizer=TOKENIZER, skills=(skill,))
 
 
 def test_a_tiny_run_in_a_process_of_its_own_writes_a_loadable_checkpoint(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_one_worker_is_deterministic_in_both_phases(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.name)
-def test_the_rate_rises_and_then_falls(phase: Phase) -> None:
+def test_the_rate_rises_and_then_falls(phase: TrainingPhase) -> None:
     rates = [phase.rate(step, scale=1.0) for step in range(phase.steps)]
     peak = rates.index(max(rates))
     assert rates[:peak] == sorted(rates[:peak])
