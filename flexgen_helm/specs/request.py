@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal
 
 from flexgen_helm.errors import InvalidRequestError
@@ -11,6 +12,10 @@ from flexgen_helm.specs.statistics import RequestStatistics
 
 FinishReason = Literal["stop", "length", "endoftext"]
 """Why a completion ended: a stop sequence, `max_tokens` or the last position, or the EOS token."""
+
+
+MOST_PENALTY = 1e6
+"""More than any two logits differ by, and far from what they could not be computed with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +52,16 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", tuple(self.stops))
-        _require(self.max_tokens >= 0, "max_tokens", self.max_tokens, "at least 0")
+        _require_count("max_tokens", self.max_tokens, least=0)
         _require(self.temperature >= 0, "temperature", self.temperature, "at least 0 (0 is greedy)")
         _require(
             0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (1 keeps all tokens)"
         )
-        _require(self.num_completions >= 1, "num_completions", self.num_completions, "at least 1")
+        _require_count("num_completions", self.num_completions, least=1)
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            limit = f"a number from {-MOST_PENALTY:g} to {MOST_PENALTY:g}"
+            _require(abs(value) <= MOST_PENALTY, name, value, limit)
         _require(all(self.stops), "stop", self.stops, "non-empty texts; leave an empty one out")
 
     @property
@@ -155,6 +164,11 @@ class EngineDescription:
 
     linear_weight_bytes: int
     """Of these, bytes of the linear layers, which is what `weight_bits` acts on."""
+
+
+def _require_count(name: str, value: object, *, least: int) -> None:
+    whole = isinstance(value, Integral) and int(value) >= least
+    _require(whole, name, value, f"at least {least}, a whole number")
 
 
 def _require(condition: bool, name: str, value: object, limit: str) -> None:

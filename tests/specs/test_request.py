@@ -16,6 +16,16 @@ from flexgen_helm.specs.request import GenerationRequest, SamplingParams
         ({"top_p": 0}, r"top_p=0 is out of range: it must be above 0 and at most 1"),
         ({"top_p": 1.5}, r"top_p=1.5 is out of range: it must be above 0 and at most 1"),
         ({"num_completions": 0}, r"num_completions=0 is out of range: it must be at least 1"),
+        (
+            {"max_tokens": 1.5},
+            r"max_tokens=1.5 is out of range: it must be at least 0, a whole num",
+        ),
+        ({"num_completions": 1.5}, r"num_completions=1.5 .* at least 1, a whole number"),
+        (
+            {"presence_penalty": float("nan")},
+            r"presence_penalty=nan .* a number from -1e\+06 to 1e",
+        ),
+        ({"frequency_penalty": float("-inf")}, r"frequency_penalty=-inf is out of range"),
         ({"stop": ("a", "")}, r"stop=\('a', ''\) is out of range: it must be non-empty texts"),
     ],
 )
