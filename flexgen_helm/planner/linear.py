@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from flexgen_helm.specs.placement import Placement, Tier
-from flexgen_helm.specs.policy import Policy
+from flexgen_helm.specs.policy import PLACED, Policy
 
-PLACED = ("weights", "cache", "activations")
 VARIABLES = tuple(product(PLACED, Tier))
 """The nine fractions of the FlexGen paper's linear program (section 4.3)."""
 

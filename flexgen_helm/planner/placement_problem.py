@@ -16,8 +16,9 @@ import numpy as np
 
 from flexgen_helm.errors import InfeasibleError, SolverError, UnboundedError
 from flexgen_helm.planner.costs import Phase, Resource
-from flexgen_helm.planner.linear import PLACED, VARIABLES, Fractions, Linear, Variable, total
+from flexgen_helm.planner.linear import VARIABLES, Fractions, Linear, Variable, total
 from flexgen_helm.specs.placement import Tier
+from flexgen_helm.specs.policy import PLACED
 
 GB = 10**9
 """Memory is given to the solver in GB, so that its numbers are of similar size."""

@@ -9,14 +9,14 @@ from typing import Any
 from flexgen_helm.errors import InfeasibleError
 from flexgen_helm.planner.block_load import OURS, BlockLoad, Execution, Shape
 from flexgen_helm.planner.costs import Phase, Resource, phases
-from flexgen_helm.planner.linear import PLACED, Fractions, fractions_of, total
+from flexgen_helm.planner.linear import Fractions, fractions_of, total
 from flexgen_helm.planner.memory import limits_of, needed_bytes
 from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.compression import Compression, kernels_attend
 from flexgen_helm.specs.hardware import Hardware
 from flexgen_helm.specs.model import ModelSpec
-from flexgen_helm.specs.placement import ON_DEVICE, Tier
+from flexgen_helm.specs.placement import Tier
 from flexgen_helm.specs.policy import Policy
 from flexgen_helm.specs.workload import RequestLengths, Workload
 from flexgen_helm.units import format_bytes, format_seconds
@@ -82,7 +82,7 @@ class Plan:
     @property
     def offloads(self) -> bool:
         """Whether anything is not on the device."""
-        return any(getattr(self.policy, name) != ON_DEVICE for name in PLACED)
+        return self.policy.offloads
 
     @property
     def summary(self) -> str:
@@ -125,8 +125,7 @@ def _policy_lines(policy: Policy) -> Iterator[str]:
         f"micro-batches: {policy.num_micro_batches} of {policy.micro_batch_size} sequences, or of"
         f" {policy.micro_batch_tokens} prompt tokens; attention on the {policy.attention}"
     )
-    for name in PLACED:
-        placement = getattr(policy, name)
+    for name, placement in policy.placements.items():
         parts = [
             f"{100 * placement.on(tier):.3g} % {tier.value}" for tier in Tier if placement.on(tier)
         ]

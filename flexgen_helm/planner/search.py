@@ -15,7 +15,7 @@ import numpy as np
 from flexgen_helm.errors import InfeasibleError
 from flexgen_helm.planner.block_load import OURS, Execution, Shape
 from flexgen_helm.planner.costs import Phase, Resource, phases
-from flexgen_helm.planner.linear import PLACED, Fractions, Linear, Variable, placement_of
+from flexgen_helm.planner.linear import Fractions, Linear, Variable, placement_of
 from flexgen_helm.planner.memory import cache_bytes_of, limits_of, needed_bytes
 from flexgen_helm.planner.placement_problem import (
     Array,
@@ -29,7 +29,7 @@ from flexgen_helm.planner.setup import Setup
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.hardware import Hardware
 from flexgen_helm.specs.placement import Tier
-from flexgen_helm.specs.policy import Policy
+from flexgen_helm.specs.policy import PLACED, Policy
 from flexgen_helm.specs.workload import Workload
 from flexgen_helm.units import format_bytes
 

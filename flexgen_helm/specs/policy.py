@@ -10,7 +10,7 @@ from flexgen_helm.errors import InvalidSettingError
 from flexgen_helm.specs.chunks import spilled_at_once
 from flexgen_helm.specs.placement import ON_DEVICE, Placement
 
-PLACED = frozenset({"weights", "cache", "activations"})
+PLACED = ("weights", "cache", "activations")
 """What has a placement."""
 
 SIZES = ("micro_batch_size", "num_micro_batches", "micro_batch_tokens", "cache_bytes")
@@ -81,10 +81,19 @@ class Policy:
             )
 
     @property
+    def placements(self) -> dict[str, Placement]:
+        """Where everything is that has a placement, by name."""
+        return {name: getattr(self, name) for name in PLACED}
+
+    @property
+    def offloads(self) -> bool:
+        """Whether anything is not on the device."""
+        return any(placement != ON_DEVICE for placement in self.placements.values())
+
+    @property
     def stays_on_device(self) -> bool:
         """Whether the device does everything, and needs nothing from elsewhere."""
-        placed = (self.weights, self.cache, self.activations)
-        return self.attention == "device" and all(each == ON_DEVICE for each in placed)
+        return self.attention == "device" and not self.offloads
 
     @property
     def spills(self) -> bool:
@@ -105,7 +114,7 @@ class Policy:
         """
         try:
             values = {**settings}
-            for name in PLACED & values.keys():
+            for name in values.keys() & PLACED:
                 values[name] = Placement(**values[name])
             return cls(**values)
         except TypeError as error:
@@ -124,10 +133,9 @@ class Policy:
     @property
     def brief(self) -> str:
         """The shape of blocks, and percent on device, host and disk."""
-        placed = {"weights": self.weights, "cache": self.cache, "activations": self.activations}
         percent = [
             f"{name} {100 * x.device:.0f}/{100 * x.host:.0f}/{100 * x.disk:.0f}"
-            for name, x in placed.items()
+            for name, x in self.placements.items()
         ]
         shape = f"{self.micro_batch_size}x{self.num_micro_batches}"
         tokens = f"{self.micro_batch_tokens} tokens"
