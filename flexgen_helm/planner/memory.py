@@ -216,11 +216,10 @@ def _shortfall(setup: Setup, plan: MemoryPlan, budget: MemoryBudget) -> str:
     for tiers, allowed in _memories(setup, budget):
         needed = plan.bytes_on(tiers, cached_tokens=1)
         if needed > allowed:
-            terms = sorted(
-                ((total({name: term}, tiers), name) for name, term in plan.fixed.items()),
-                reverse=True,
-            )
-            listed = ", ".join(f"{name} {format_bytes(size)}" for size, name in terms if size)
+            sizes = {name: total({name: term}, tiers) for name, term in plan.fixed.items()}
+            sizes["a token in the KV cache"] = needed - sum(sizes.values())
+            largest_first = sorted(sizes.items(), key=lambda item: -item[1])
+            listed = ", ".join(f"{name} {format_bytes(x)}" for name, x in largest_first if x >= 1)
             sentences.append(
                 f"{' and '.join(tier.value for tier in tiers)} memory of {format_bytes(allowed)} is"
                 f" {format_bytes(needed - allowed)} short: {listed}"

@@ -240,6 +240,12 @@ def test_where_nothing_like_it_fits_another_policy_is_named():
         plan_memory(setup("w4"), spilling, MemoryBudget(device="620MB"))
 
 
+def test_a_cache_that_has_no_room_for_a_token_is_what_is_short():
+    policy = Policy(cache=Placement(disk=1))
+    with pytest.raises(BudgetError, match=r"disk memory of 1 kB .* short: a token in the KV cache"):
+        plan_memory(setup(), policy, MemoryBudget(disk=1000))
+
+
 def test_what_cannot_fit_is_refused_without():
     with pytest.raises(BudgetError, match="no policy of this model fits"):
         plan_memory(setup(), Policy(), MemoryBudget(device="100MB"))
