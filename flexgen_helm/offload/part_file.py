@@ -88,12 +88,12 @@ class PartFile(NamedTuple):
                 for name, tensor in sorted(header.items(), key=lambda x: x[1]["data_offsets"])
             }
             identity = metadata["identity"]
-        except (OSError, ValueError, KeyError) as error:
+            end = max((region.end for region in regions.values()), default=0)
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise StoreError(
                 f"{path} is no part of a weight store ({error!r}): {_REMEDY}"
             ) from error
-        size, end = path.stat().st_size, max((r.end for r in regions.values()), default=0)
-        if size != end:
+        if (size := path.stat().st_size) != end:
             raise StoreError(f"{path} has {size} bytes instead of {end}: {_REMEDY}")
         return cls(path, identity, regions)
 

@@ -39,7 +39,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Return the object in a file.
 
     Raises:
-        CheckpointError: there is no such file, or it is damaged.
+        CheckpointError: there is no such file, or it is damaged or cannot be read.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -47,6 +47,8 @@ def read_json(file: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file} is missing: {file.parent} is not a checkpoint directory"
         ) from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error}): fetch it again") from error
     except ValueError as error:
         raise CheckpointError(f"{file} is no valid JSON ({error}): fetch it again") from error
     if not isinstance(content, dict):

@@ -140,6 +140,13 @@ def test_missing_and_damaged_files_are_named(copy, file, content, message):
         load(copy)
 
 
+def test_a_file_that_cannot_be_read_is_named(copy):
+    (copy / "config.json").unlink()
+    (copy / "config.json").mkdir()
+    with pytest.raises(CheckpointError, match="config.json cannot be read .*: fetch it again"):
+        load(copy)
+
+
 def test_missing_shards_are_named(copy):
     (copy / "model.safetensors").unlink()
     index = {"weight_map": {"lm_head.weight": "model-1.safetensors"}}

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -52,6 +54,26 @@ def test_files_that_are_no_parts(tmp_path):
     (tmp_path / "text").write_text("some other file, longer than eight bytes")
     with pytest.raises(StoreError, match="text is no part of a weight store"):
         PartFile.open(tmp_path / "text")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda header: [header],
+        lambda header: {**header, "t": "x"},
+        lambda header: {**header, "t": {**header["t"], "shape": "ab"}},
+        lambda header: {**header, "__metadata__": {"crc32": 5}},
+    ],
+)
+def test_a_part_whose_header_says_something_else(tmp_path, damage):
+    path = tmp_path / "a"
+    write(path, {"t": ramp(torch.uint8, 3, 3)})
+    content = path.read_bytes()
+    data_start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(damage(json.loads(content[8:data_start]))).encode()
+    path.write_bytes(content[:8] + header.ljust(data_start - 8) + content[data_start:])
+    with pytest.raises(StoreError, match="a is no part of a weight store .*convert"):
+        PartFile.open(path)
 
 
 def test_a_part_that_was_cut_short(tmp_path):
