@@ -131,9 +131,9 @@ def _complete(salt: str, sampling: SamplingParams) -> Completion:
             break
         texts.append(WORDS[choice])
         ids.append(choice)
-        if any(stop in "".join(texts) for stop in sampling.stop):
+        if any(stop in "".join(texts) for stop in sampling.stops):
             reason = "stop"
-            texts = _cut(texts, sampling.stop)
+            texts = _cut(texts, sampling.stops)
             ids = ids[: len(texts)]
             break
     return Completion(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
+from operator import index
 from typing import Literal
 
 from flexgen_helm.errors import InvalidRequestError
@@ -38,7 +39,7 @@ class SamplingParams:
     num_completions: int = 1
     """Independent completions of the same prompt."""
 
-    stop: str | tuple[str, ...] = ()
+    stop: str | Sequence[str] | None = ()
     """Texts that end a completion and are no part of it; always a tuple once constructed."""
 
     seed: int | None = None
@@ -51,7 +52,7 @@ class SamplingParams:
     """Subtracted from a token's logit once per earlier occurrence in this completion."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", tuple(self.stops))
+        object.__setattr__(self, "stop", self.stops)
         _require_count("max_tokens", self.max_tokens, least=0)
         _require(self.temperature >= 0, "temperature", self.temperature, "at least 0 (0 is greedy)")
         _require(
@@ -62,12 +63,13 @@ class SamplingParams:
             value = getattr(self, name)
             limit = f"a number from {-MOST_PENALTY:g} to {MOST_PENALTY:g}"
             _require(abs(value) <= MOST_PENALTY, name, value, limit)
-        _require(all(self.stops), "stop", self.stops, "non-empty texts; leave an empty one out")
+        texts = all(isinstance(text, str) and text for text in self.stops)
+        _require(texts, "stop", self.stops, "non-empty texts; leave an empty one out")
 
     @property
     def stops(self) -> tuple[str, ...]:
         """`stop` as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else self.stop
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def greedy(self) -> bool:
@@ -80,7 +82,8 @@ class GenerationRequest:
     """One prompt and what is wanted of it.
 
     Raises:
-        InvalidRequestError: the prompt has no token (the BOS token alone is a valid prompt).
+        InvalidRequestError: the prompt has no token (the BOS token alone is a valid prompt), or
+            something else than token ids.
     """
 
     prompt_token_ids: Sequence[int]
@@ -93,7 +96,14 @@ class GenerationRequest:
     """Whether the log-probability of every prompt token is wanted."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt_token_ids", tuple(self.prompt_token_ids))
+        try:
+            ids = tuple(map(index, self.prompt_token_ids))
+        except TypeError:
+            raise InvalidRequestError(
+                f"prompt_token_ids={self.prompt_token_ids!r:.80} are no whole numbers: encode the"
+                " text with the engine's tokenizer"
+            ) from None
+        object.__setattr__(self, "prompt_token_ids", ids)
         if not self.prompt_token_ids:
             raise InvalidRequestError(
                 "prompt_token_ids is empty, at least 1 token is needed: an empty text is the BOS"

@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+import torch
 
 from flexgen_helm.errors import InvalidRequestError, InvalidSettingError
 from flexgen_helm.specs.policy import Policy
@@ -26,6 +28,7 @@ from flexgen_helm.specs.request import GenerationRequest, SamplingParams
             r"presence_penalty=nan .* a number from -1e\+06 to 1e",
         ),
         ({"frequency_penalty": float("-inf")}, r"frequency_penalty=-inf is out of range"),
+        ({"stop": ("a", 3)}, r"stop=\('a', 3\) is out of range: it must be non-empty texts"),
         ({"stop": ("a", "")}, r"stop=\('a', ''\) is out of range: it must be non-empty texts"),
     ],
 )
@@ -36,6 +39,19 @@ def test_sampling_parameters_out_of_range(fields, message):
 
 def test_a_lone_stop_is_one_stop():
     assert SamplingParams(stop="###").stop == ("###",)
+    assert SamplingParams(stop=["###"]) == SamplingParams(stop=("###",))
+    assert SamplingParams(stop=None) == SamplingParams()
+
+
+@pytest.mark.parametrize("prompt", ["The capital", [2.0, 5], [[2, 5]], None, 7])
+def test_a_prompt_that_is_no_token_ids(prompt):
+    with pytest.raises(InvalidRequestError, match=r"are no whole numbers: encode the text with"):
+        GenerationRequest(prompt_token_ids=prompt)
+
+
+def test_a_prompt_may_be_an_array():
+    for ids in (np.array([2, 5]), torch.tensor([2, 5])):
+        assert GenerationRequest(prompt_token_ids=ids).prompt_token_ids == (2, 5)
 
 
 def test_an_empty_prompt_is_refused():

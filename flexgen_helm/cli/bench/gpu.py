@@ -12,6 +12,7 @@ from flexgen_helm.cli.bench.options import (
     WORK_DIR,
     Benchmarks,
     add_parser,
+    minutes,
     part,
     print_report,
     say,
@@ -46,7 +47,7 @@ def add_gpu_parser(benchmarks: Benchmarks) -> None:
     add("--hardware", metavar="FILE", help="profile of this machine, if not measured first")
     add("--helm-share", type=part, default=0.02, metavar="PART", help="of the paper's requests")
     add("--device-memory", type=size, default="16GB", metavar="SIZE", help="cap of the GPU")
-    add("--minutes", type=float, default=9.0, metavar="N", help="time in all")
+    add("--minutes", type=minutes, default=9.0, metavar="N", help="time in all")
     add("--device", default="cuda", help="cuda, or cpu to try the benchmark out")
     add("--work-dir", type=Path, default=WORK_DIR, metavar="DIR", help="stores and logs")
     parser.set_defaults(run=run_bench_gpu)

@@ -97,10 +97,19 @@ def size(text: str) -> int:
 
 def part(text: str) -> float:
     """Read a part of a whole, up to all of it."""
+    return _above_nothing(text, 1, "a part such as 0.5, above 0 and up to 1")
+
+
+def minutes(text: str) -> float:
+    """Read a time."""
+    return _above_nothing(text, 10**6, "a number of minutes, above 0")
+
+
+def _above_nothing(text: str, most: float, meaning: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 0.5, above 0 and up to 1")
+    if not 0 < value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
     return value
