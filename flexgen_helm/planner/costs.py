@@ -226,16 +226,16 @@ class _Costs:
 
         Of similar lengths there are as few as possible.
         """
-        room_bytes = self.lengths.final_len * self.setup.cached_token_bytes / self._num_rooms
+        storage_bytes = self.lengths.final_len * self.setup.cached_token_bytes / self._num_storages
         cache_bytes = round(self.shape.cached_tokens * self.setup.cached_token_bytes)
         limit = cache_bytes if self.shape.cache_limited else None
         layers, linked = self.setup.spec.num_layers, not self.setup.unified
         at_once = spilled_at_once(limit, layers, linked=linked)
-        return ceil(self.load.decoding * room_bytes / at_once)
+        return ceil(self.load.decoding * storage_bytes / at_once)
 
     @property
-    def _num_rooms(self) -> int:
-        """Keys and values of each layer have a room each."""
+    def _num_storages(self) -> int:
+        """Keys and values of each layer are stored apart."""
         return 2 * self.setup.spec.num_layers
 
     def _prefilled_part(self) -> float:

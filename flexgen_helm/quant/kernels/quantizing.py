@@ -68,7 +68,7 @@ def _launch(out: QuantizedTensor, rows: Tensor, cells: tuple[Tensor, Tensor] | N
     )
 
 
-@triton.jit(do_not_specialize=["num_positions"])  # rooms have many: it would be compiled again
+@triton.jit(do_not_specialize=["num_positions"])  # it has many: else it would be compiled again
 def _quantize(
     rows, slots, positions, codes, scale, zero, row_stride, num_positions, num_groups,
     HALF: tl.constexpr, GROUPS: tl.constexpr, IN_CELLS: tl.constexpr, ROUNDED: tl.constexpr,
