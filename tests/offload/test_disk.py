@@ -5,16 +5,9 @@ import torch
 
 from flexgen_helm.errors import StoreError
 from flexgen_helm.offload import disk
-from flexgen_helm.offload.disk import ALIGNMENT, DiskReader, aligned_buffer, aligned_up
+from flexgen_helm.offload.disk import ALIGNMENT, aligned_buffer, aligned_up
 
 SIZE = 5 * ALIGNMENT + 123
-
-
-@pytest.fixture
-def reader():
-    reader = DiskReader()
-    yield reader
-    reader.close()
 
 
 @pytest.fixture

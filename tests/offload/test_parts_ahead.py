@@ -10,7 +10,7 @@ import torch
 
 from flexgen_helm.errors import StoreError
 from flexgen_helm.offload import disk
-from flexgen_helm.offload.disk import ALIGNMENT, DiskReader, aligned_buffer
+from flexgen_helm.offload.disk import ALIGNMENT, aligned_buffer
 from flexgen_helm.offload.disk_part import DiskPart, PartRead
 from flexgen_helm.offload.part_file import Entry, PartFile, PartWriter
 from flexgen_helm.offload.parts_ahead import OffDevice, PartsFromDisk, PartsToDevice
@@ -18,13 +18,6 @@ from flexgen_helm.offload.waiting import Waiting
 from tests.offload.fake_link import FakeLink
 
 NAMES = ("first", "second", "third")
-
-
-@pytest.fixture
-def reader():
-    reader = DiskReader()
-    yield reader
-    reader.close()
 
 
 @pytest.fixture
