@@ -154,11 +154,11 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
 
     from flexgen_helm.runtime.statistics import peak_memory_bytes
 
-    host = {"host_bytes": peak_memory_bytes(torch.device("cpu"))}
+    host_bytes = peak_memory_bytes(torch.device("cpu"))
     if device.type != "cuda":
-        return {"allocated_bytes": 0, "reserved_bytes": 0, **host}
+        return {"host_bytes": host_bytes, "allocated_bytes": 0, "reserved_bytes": 0}
     return {
-        **host,
+        "host_bytes": host_bytes,
         "allocated_bytes": torch.cuda.max_memory_allocated(device),
         "reserved_bytes": torch.cuda.max_memory_reserved(device),
         "allocation_retries": torch.cuda.memory_stats(device)["num_alloc_retries"],

@@ -60,7 +60,8 @@ def total(terms: Mapping[str, Linear]) -> Linear:
 
 def fractions_of(policy: Policy) -> dict[Variable, float]:
     """Return where a policy has things."""
-    return {(placed, tier): getattr(policy, placed).on(tier) for placed, tier in VARIABLES}
+    placements = policy.placements
+    return {(placed, tier): placements[placed].on(tier) for placed, tier in VARIABLES}
 
 
 def placement_of(fractions: Fractions, placed: str) -> Placement:

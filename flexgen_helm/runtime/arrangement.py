@@ -41,10 +41,6 @@ class Arrangement:
     plan: Plan | None = None
     """With its prediction; `None` for a policy that was given, or where nothing is offloaded."""
 
-    few_rows: int | None = None
-    """Rows of a pass up to which weights in memory should stay as they are stored; `None` where
-    that was not measured."""
-
 
 class Expected(NamedTuple):
     """What a request should cost; see `RequestStatistics`. `None` for what is not known."""
@@ -90,11 +86,7 @@ class Arranger:
             BudgetError: it does not fit the budget.
         """
         memory = plan_memory(self._setup, policy, self._budget, workload)
-        hardware = self._measured_here()
-        few_rows = None
-        if hardware is not None:
-            few_rows = Rates(self._setup, hardware).few_rows(policy.micro_batch_size)
-        return Arrangement(policy=policy, memory=memory, few_rows=few_rows)
+        return Arrangement(policy=policy, memory=memory)
 
     def plan(self, workload: Workload) -> Arrangement:
         """Return one that is planned for a workload.
@@ -139,6 +131,16 @@ class Arranger:
             return Expected(scenario.prefill_s * share, scenario.decode_s * share, planned)
 
         return expected
+
+    def few_rows(self, policy: Policy) -> int | None:
+        """Rows of a pass up to which weights in memory should stay as they are stored.
+
+        `None` where that was not measured.
+        """
+        hardware = self._measured_here()
+        if hardware is None:
+            return None
+        return Rates(self._setup, hardware).few_rows(policy.micro_batch_size)
 
     @property
     def _memory(self) -> tuple[Tier, ...]:

@@ -313,6 +313,8 @@ class BlockExecutor:
                 if member.job.finished:
                     finished.append(member.job)
         self._pools = repack(pools, self.policy.micro_batch_size)
+        if not finished:
+            return
         on_disk = self._model.spill.peak_bytes if self._model.spill else 0
         peak = peak_so_far(self._model.device, disk_bytes=on_disk)
         policy = self.policy.brief

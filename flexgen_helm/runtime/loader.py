@@ -25,6 +25,7 @@ from flexgen_helm.runtime.loaded_model import Model
 from flexgen_helm.specs.budget import MemoryBudget
 from flexgen_helm.specs.chunks import spill_memory
 from flexgen_helm.specs.placement import ON_DEVICE, Tier
+from flexgen_helm.specs.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,9 @@ class Loader:
     offload_dir: Path
     tokenizer: Callable[[], Tokenizer]
     """Waits for it."""
+
+    measured_few_rows: Callable[[Policy], int | None]
+    """See `Arranger.few_rows`."""
 
     def load(self, arrangement: Arrangement, on_part: Callable[[], object] = lambda: None) -> Model:
         """Load the checkpoint as arranged; `on_part` is called after each part.
@@ -72,7 +76,7 @@ class Loader:
             compression=self.setup.compression,
             dtype=DTYPES[self.dtype],
             device=self.device,
-            few_rows=self._few_rows(arrangement),
+            few_rows=self._few_rows(policy),
             cache_tiers=[] if on_device else place_cache(spec.num_layers, policy.cache),
             attention_on_host=policy.attention == "host",
             spill=self._spill(arrangement, at_once, link, waiting) if policy.spills else None,
@@ -82,14 +86,13 @@ class Loader:
             waiting=waiting,
         )
 
-    def _few_rows(self, arrangement: Arrangement) -> int:
+    def _few_rows(self, policy: Policy) -> int:
         if kernels.run_on(self.device):
             return kernels.FEW_ROWS
         compression, dtype = self.setup.compression, DTYPES[self.dtype]
         by_default = prepacked.few_rows(compression.weight_bits, compression.group_size, dtype)
-        if by_default == 0 or arrangement.few_rows is None:
-            return by_default
-        return arrangement.few_rows
+        measured = self.measured_few_rows(policy) if by_default else None
+        return by_default if measured is None else measured
 
     def _spill(
         self, arrangement: Arrangement, at_once: int, link: Link | None, waiting: Waiting

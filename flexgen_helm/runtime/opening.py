@@ -83,6 +83,7 @@ def open_model(
             budget=budget,
             offload_dir=offload_dir,
             tokenizer=tokenizer.result,
+            measured_few_rows=arranger.few_rows,
         )
         loaded = _load(loader, arrangement, f"loading {model}" if progress else None)
     arranged = ArrangedModel(loaded, arrangement, arranger, loader, automatic=policy is None)
